@@ -1,0 +1,123 @@
+"""Counting from shapes and axes: parameters, active parameters, FLOPs; and which parameters are matrices, and of
+what.
+
+Everything here follows from the names of parameters (`wq_DKGE`) and the legend of the file that declares them, never
+from the number of dimensions: a stacked norm scale has two and is no matrix."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+
+from .block import PARTS
+from .decoder import Spec, param_shapes
+
+FEATURES = {"kv_heads": "heads", "q_per_kv": "heads", "head_dim": "heads", "nope_dim": "heads", "value_dim": "heads"}
+"""Axes that together are one feature space: a matrix maps between two of those.
+
+An axis that is not listed is one by itself.
+"""
+
+STACKED = ("layers", "experts")
+"""Axes over independent copies."""
+
+
+class Leaf(NamedTuple):
+    """A parameter: where it is, its shape, its logical axes, and the spec of the layer it belongs to."""
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    owner: Any
+
+    def spaces(self) -> list[str]:
+        """The feature spaces it maps from and to, in order: two for a matrix, one for a scale or bias."""
+        return list(dict.fromkeys(FEATURES.get(a or "", a or "") for a in self.axes if a not in STACKED))
+
+
+@cache
+def leaves(spec: Spec) -> tuple[Leaf, ...]:
+    """Every parameter of the model, in the order of its tree."""
+    return tuple(_leaves(spec, param_shapes(spec), spec, (), ()))
+
+
+def _leaves(spec: Spec, tree: Any, owner: Any, path: tuple[str, ...], stacked: tuple[str, ...]) -> Iterator[Leaf]:
+    legends = [sys.modules[type(owner).__module__]]
+    for name, below in tree.items():
+        if name.startswith("run_"):
+            run = spec.runs[int(name[4:])]
+            for p, layer in enumerate(run.period):
+                for part, parameters in below[f"layer_{p}"].items():
+                    part_spec = getattr(layer, part) if part in PARTS else layer.block
+                    at = (name, f"layer_{p}", part)
+                    yield from _leaves(spec, parameters, part_spec, at, ("layers",))
+        elif hasattr(below, "shape"):
+            legend: dict[str, str] = getattr(legends[0], "AXES", {})
+            letters = name.rpartition("_")[2]
+            named = len(letters) == len(below.shape) - len(stacked) and set(letters) <= set(legend)
+            axes = tuple(legend[letter] for letter in letters) if named else (None,) * (len(below.shape) - len(stacked))
+            yield Leaf((*path, name), below.shape, (*stacked, *axes), owner)
+        else:
+            yield from _leaves(spec, below, getattr(owner, name, owner), (*path, name), stacked)
+
+
+def tree_of(spec: Spec, value: Callable[[Leaf], Any]) -> Any:
+    """A tree like the parameters, of a value computed from each."""
+    values = {leaf.path: value(leaf) for leaf in leaves(spec)}
+    return jax.tree_util.tree_map_with_path(lambda path, _: values[tuple(key.key for key in path)], param_shapes(spec))
+
+
+def axes(spec: Spec) -> Any:
+    """The tree of logical axes, a tuple of names for each parameter: what shardings, optimizer masks and layouts
+    follow from.
+    """
+    return tree_of(spec, lambda leaf: leaf.axes)
+
+
+def is_matrix(leaf: Leaf) -> bool:
+    """Whether it maps one feature space to another: what weight decay and Muon apply to."""
+    return len(leaf.spaces()) == 2
+
+
+def is_vocab(leaf: Leaf) -> bool:
+    """Whether it is the embedding or the head."""
+    return "vocab" in leaf.axes
+
+
+def input_axes(leaf: Leaf) -> tuple[int, ...]:
+    """Of a matrix, the indices of the axes it sums over; its outputs are the other ones that are not stacked."""
+    first = leaf.spaces()[0]
+    return tuple(i for i, a in enumerate(leaf.axes) if a not in STACKED and FEATURES.get(a or "", a or "") == first)
+
+
+def output_axes(leaf: Leaf) -> tuple[int, ...]:
+    inputs = input_axes(leaf)
+    return tuple(i for i, a in enumerate(leaf.axes) if a not in STACKED and i not in inputs)
+
+
+def param_count(spec: Spec) -> int:
+    return sum(math.prod(leaf.shape) for leaf in leaves(spec))
+
+
+def active_param_count(spec: Spec) -> int:
+    return sum(math.prod(leaf.shape) * _selected(leaf) // _experts(leaf) for leaf in leaves(spec))
+
+
+def flops_per_token(spec: Spec, length: int) -> float:
+    """2 a multiply-add, experts that are selected only, the embedding's look-up not, the head counted also where
+    tied.
+    """
+    weights = [leaf for leaf in leaves(spec) if is_matrix(leaf) and (spec.tied or leaf.spaces()[0] != "vocab")]
+    products = sum(2 * math.prod(leaf.shape) * _selected(leaf) / _experts(leaf) for leaf in weights)
+    return float(products + sum(layer.attention.flops(length) + layer.mlp.flops(length) for layer in spec.layers))
+
+
+def _experts(leaf: Leaf) -> int:
+    return leaf.shape[leaf.axes.index("experts")] if "experts" in leaf.axes else 1
+
+
+def _selected(leaf: Leaf) -> int:
+    return int(leaf.owner.experts_per_token) if "experts" in leaf.axes else 1

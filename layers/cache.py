@@ -1,0 +1,50 @@
+"""What decoding keeps: every entry with a slot axis is a ring, and a full cache is a ring that never wraps.
+
+Token t of a row is written to slot t mod S of an entry with S slots (named S in its axes: `k_BSKE`), so slot j holds
+the latest t with t mod S = j. Prompts are right-aligned: all rows write the same slot, and a row's first `pad_B`
+slots hold nothing. An entry without a slot axis is a state, replaced whole.
+
+Dimensions: R layers of a scan, B batch, L new tokens, S slots.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .spec import Context
+
+
+def new_slots(context: Context) -> jax.Array:
+    """int32 [B or 1, L]: the slots of the new tokens, -1 for padding."""
+    slots_BL = context.slots_L[None]
+    return slots_BL if context.pad_B is None else jnp.where(slots_BL < context.pad_B[:, None], -1, slots_BL)
+
+
+def held_slots(context: Context, size: int) -> jax.Array:
+    """int32 [B, S]: which token of its row each slot of a ring of this size holds, -1 for none."""
+    if context.pad_B is None:
+        raise ValueError("a cache needs the context to say how many slots of each row are padding")
+    token_S = _latest(context.slots_L[0], size)
+    return jnp.where(token_S[None] < context.pad_B[:, None], -1, token_S[None])
+
+
+def store(entry: jax.Array, new: jax.Array, end: jax.Array) -> jax.Array:
+    """Writes the entries [R, B, L, ...] of the L tokens before `end` into the ring [R, B, S, ...]; L is at most S.
+
+    One token is one update in place; more are gathered, as they may wrap.
+    """
+    size, length = entry.shape[2], new.shape[2]
+    new = new.astype(entry.dtype)
+    if length == 1:
+        start: list[Any] = [0, 0, (end - 1) % size, *[0] * (entry.ndim - 3)]
+        return jax.lax.dynamic_update_slice(entry, new, start)
+    source_S = _latest(end, size) - (end - length)
+    taken = jnp.take(new, jnp.clip(source_S, 0, length - 1), axis=2, mode="clip")
+    fresh = (source_S >= 0).reshape(size, *(1,) * (entry.ndim - 3))
+    return jnp.where(fresh, taken, entry)
+
+
+def _latest(end: jax.Array, size: int) -> jax.Array:
+    """int32 [S]: for each slot the last token before `end` that falls on it; negative where there is none."""
+    return end - 1 - (end - 1 - jnp.arange(size, dtype=jnp.int32)) % size

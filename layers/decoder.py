@@ -1,0 +1,346 @@
+"""The decoder: token ids to logits through blocks over depth, and the Spec that says what is computed.
+
+Layers of one kind are stacked and run as a scan, one per run of the depth pattern (pattern.py), so compile time grows
+with the number of different layers, not with depth. Parameters of layer `p` of run `r` are `run_r/layer_p/...`, with
+a leading axis over its repeats.
+
+Dimensions: B batch, L length, D width, V vocab, R repeats of a run.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from .block import PARTS
+from .cache import store
+from .dense import attach
+from .execution import REMAT, Execution
+from .norms import Norm, RMSNorm
+from .pattern import Run, expand, runs
+from .spec import Context, from_plain, parse_json, paths, replace, require, to_plain
+
+AXES = {"D": "width", "V": "vocab"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a Hugging Face config said: its family, the transformers version whose dialect it speaks, and its text."""
+
+    family: str
+    dialect: int = 4
+    config: str = "{}"
+
+
+class Layer(NamedTuple):
+    block: Any
+    attention: Any
+    mlp: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A language model as data: mathematics only.
+
+    attention, mlp, block: patterns over depth (pattern.py) of layer specs; a single spec stands for a pattern of one.
+    embedding_scale: multiplies the embedded tokens.  logit_softcap: logits become softcap * tanh(logits / softcap).
+    max_length: the longest sequence it takes.  eos_ids: tokens that end a text.
+    hf: where a Hugging Face config was read; it does not take part in comparisons.
+    """
+
+    vocab: int
+    width: int
+    depth: int
+    attention: Any
+    mlp: Any
+    block: Any
+    final_norm: Norm = RMSNorm()
+    tied: bool = False
+    embedding_scale: float = 1.0
+    logit_softcap: float | None = None
+    max_length: int = 4096
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+    hf: Origin | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "width", "depth", "max_length"):
+            require(self, getattr(self, name) > 0, name, "it must be positive")
+        for name in Layer._fields:
+            pattern = getattr(self, name)
+            object.__setattr__(self, name, pattern if isinstance(pattern, tuple) else (pattern,))
+            expand(getattr(self, name), self.depth)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layer at each depth."""
+        patterns = (expand(getattr(self, name), self.depth) for name in Layer._fields)
+        return tuple(Layer(*layer) for layer in zip(*patterns, strict=True))
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The depth as scans (pattern.py)."""
+        return runs(self.layers)
+
+    def replace(self, changes: Mapping[str, Any] | None = None, /, **more: Any) -> "Spec":
+        """This spec with fields set by path: `replace(depth=4)`, `replace(**{"attention.window": 512, "mlp[1].ffn":
+        64})`.
+        """
+        return replace(self, {**(changes or {}), **more})
+
+    def paths(self) -> dict[str, Any]:
+        """Every path that `replace` takes, and the value there."""
+        return {path: value for path, value in paths(self).items() if not path.startswith("hf")}
+
+    def to_json(self) -> str:
+        return json.dumps(to_plain(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Spec":
+        """The inverse of `to_json`. Raises ValueError naming what it does not know."""
+        spec = from_plain(parse_json(text))
+        if not isinstance(spec, cls):
+            raise ValueError(f"the JSON holds a {type(spec).__name__}, not a Spec")
+        return spec
+
+    def param_count(self) -> int:
+        """How many parameters the model has, from their shapes; router biases included."""
+        from .accounting import param_count
+
+        return param_count(self)
+
+    def active_param_count(self) -> int:
+        """Parameters a token uses: all but the routed experts it does not select."""
+        from .accounting import active_param_count
+
+        return active_param_count(self)
+
+    def flops_per_token(self, length: int) -> float:
+        """Forward matmul FLOPs a token, 2 a multiply-add, averaged over the positions of a causal sequence of this
+        length.
+        """
+        from .accounting import flops_per_token
+
+        return flops_per_token(self, length)
+
+    def cache_bytes(self, batch: int = 1, length: int = 4096, dtype: str = "bfloat16") -> int:
+        """Bytes that `init_cache` allocates."""
+        shapes = cache_shapes(self, batch, length, dtype)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+# --- parameters
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _init(spec: Spec, rngs: Any) -> Any:
+    model = Decoder(spec, Execution(dispatch="dense"))
+    return nn.Module.init(model, rngs, jnp.zeros((1, 1), jnp.int32))
+
+
+# Every parameter draws its own random numbers, which XLA takes half a second each to optimise and a millisecond to
+# run.
+_compiled_init = jax.jit(_init, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
+
+
+@cache
+def param_shapes(spec: Spec) -> Any:
+    """The parameter tree as ShapeDtypeStructs; nothing is allocated."""
+    return jax.eval_shape(lambda key: _init(spec, key), jax.random.key(0))["params"]
+
+
+# --- caches
+# -------------------------------------------------------------------------------------------------------------
+
+
+def cache_shapes(spec: Spec, batch: int, length: int, dtype: str = "bfloat16") -> Any:
+    """The cache tree of `init_cache` as ShapeDtypeStructs."""
+
+    def stacked(layer: Any, repeats: int) -> dict[str, jax.ShapeDtypeStruct]:
+        entries = layer.cache(batch, length, jnp.dtype(dtype))
+        return {name: jax.ShapeDtypeStruct((repeats, *entry.shape), entry.dtype) for name, entry in entries.items()}
+
+    tree: dict[str, Any] = {
+        "end": jax.ShapeDtypeStruct((), jnp.int32),
+        "pad_B": jax.ShapeDtypeStruct((batch,), jnp.int32),
+    }
+    for r, run in enumerate(spec.runs):
+        tree[f"run_{r}"] = {
+            f"layer_{p}": {part: stacked(getattr(layer, part), run.repeats) for part in PARTS}
+            for p, layer in enumerate(run.period)
+        }
+    return tree
+
+
+def init_cache(
+    spec: Spec, batch: int, length: int, dtype: str = "bfloat16", pad_B: jax.Array | None = None
+) -> dict[str, Any]:
+    """An empty cache for `length` tokens a row; windowed layers allocate their window, latent attention its latents.
+
+    pad_B: int32 [batch], how many of the first tokens of each row will be padding: prompts of unequal length are
+    right-aligned."""
+    tree: dict[str, Any] = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), cache_shapes(spec, batch, length, dtype)
+    )
+    return tree if pad_B is None else tree | {"pad_B": jnp.asarray(pad_B, jnp.int32)}
+
+
+def document_positions(segments_BL: jax.Array) -> jax.Array:
+    """int32 [batch, length]: each token's index in its document, for documents packed one after another."""
+    index_L = jnp.arange(segments_BL.shape[1], dtype=jnp.int32)
+    starts = jnp.pad(segments_BL[:, 1:] != segments_BL[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return index_L - jax.lax.cummax(jnp.where(starts, index_L, 0), axis=1)
+
+
+def _written(held: Any, new: Any, end: jax.Array) -> Any:
+    """The cache entries of a run with the new tokens' in them; one without a slot axis S in its name is replaced."""
+    return {
+        layer: {
+            part: {
+                name: store(entry, new[layer][part][name], end)
+                if "S" in name.rpartition("_")[2]
+                else new[layer][part][name]
+                for name, entry in entries.items()
+            }
+            for part, entries in parts.items()
+        }
+        for layer, parts in held.items()
+    }
+
+
+# --- the model
+# ----------------------------------------------------------------------------------------------------------
+
+
+class Period(nn.Module):
+    """The layers of one pass of a scan. `keep` returns their cache entries."""
+
+    layers: tuple[Layer, ...]
+    execution: Execution
+    keep: bool
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, held: Any, context: Context) -> tuple[jax.Array, tuple[Any, Any]]:
+        entries, aux = {}, {}
+        for p, layer in enumerate(self.layers):
+            shell = attach(self, layer.block.shell(self.execution, layer.attention, layer.mlp), f"layer_{p}")
+            x_BLD, new, aux[f"layer_{p}"] = shell(x_BLD, context, None if held is None else held[f"layer_{p}"])
+            entries[f"layer_{p}"] = new if self.keep else {}
+        return x_BLD, (entries, aux)
+
+
+def unembed(spec: Spec, params: Any, hidden: jax.Array, execution: Execution) -> jax.Array:
+    """float32 logits [..., vocab] of what the last norm gave [..., width]."""
+    x = hidden.reshape(-1, spec.width)
+    name, contracted = ("embed_VD", 1) if spec.tied else ("head_DV", 0)
+    w = params[name].astype(execution.dtype)
+    logits = jax.lax.dot_general(x, w, (((1,), (contracted,)), ((), ())), preferred_element_type=jnp.float32)
+    return capped(logits, spec.logit_softcap).reshape(*hidden.shape[:-1], spec.vocab)
+
+
+def capped(logits: jax.Array, softcap: float | None) -> jax.Array:
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+class Decoder(nn.Module):
+    """`init(key, tokens)["params"]`, `apply({"params": params}, tokens, ...)`: both pure."""
+
+    spec: Spec
+    execution: Execution = Execution()
+
+    @nn.nowrap
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        """{"params": ...} from a key.
+
+        Compiled once a spec, and only the initialisers: the values of tokens do not matter.
+        """
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(rngs))
+        return (_init if traced else _compiled_init)(self.spec, rngs)
+
+    def __call__(
+        self, tokens_BL: jax.Array, segment_ids: jax.Array | None = None, positions: jax.Array | None = None
+    ) -> jax.Array:
+        """int [batch, length] -> float32 logits [batch, length, vocab].
+
+        segment_ids: int32 [batch, length], which packed document a token belongs to, 0 for padding; tokens see their
+        own document only. positions: int32 [batch, length], default the index in the document. Raises ValueError if
+        length exceeds spec.max_length."""
+        hidden_BLD, _ = self.hidden(tokens_BL, segment_ids, positions)
+        return unembed(self.spec, self.variables["params"], hidden_BLD, self.execution)
+
+    def hidden(
+        self, tokens_BL: jax.Array, segment_ids: jax.Array | None = None, positions: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """What the head reads [batch, length, width], and the layers' auxiliary statistics, by run, layer and part
+        (router.py).
+        """
+        length = tokens_BL.shape[1]
+        if length > self.spec.max_length:
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than the model takes: spec.max_length is {self.spec.max_length}"
+            )
+        slots_L = jnp.arange(length, dtype=jnp.int32)
+        if positions is None:
+            plain = jnp.broadcast_to(slots_L, tokens_BL.shape)
+            positions = plain if segment_ids is None else document_positions(segment_ids)
+        x_BLD, _, aux = self._stack(
+            tokens_BL, Context(positions, segment_ids, tokens_BL, slots_L, None), None, keep=False
+        )
+        return x_BLD, aux
+
+    def extend(
+        self, tokens_BL: jax.Array, cache: dict[str, Any], empty: bool = False
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Logits of the tokens that follow those in the cache, and the cache with them: prefill and decode.
+
+        empty: the caller's word that the cache holds nothing yet; prefill then spends nothing on its slots. The cache
+        must have room."""
+        hidden_BLD, cache = self.extend_hidden(tokens_BL, cache, empty)
+        return unembed(self.spec, self.variables["params"], hidden_BLD, self.execution), cache
+
+    def extend_hidden(
+        self, tokens_BL: jax.Array, cache: dict[str, Any], empty: bool = False
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """`extend` up to what the head reads: who wants the last token's logits alone calls `unembed` on that one."""
+        slots_L = cache["end"] + jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
+        positions_BL = slots_L[None] - cache["pad_B"][:, None]
+        context = Context(positions_BL, None, tokens_BL, slots_L, cache["pad_B"])
+        x_BLD, entries, _ = self._stack(tokens_BL, context, None if empty else cache, keep=True)
+        end = cache["end"] + tokens_BL.shape[1]
+        written = {run: _written(cache[run], new, end) for run, new in entries.items()}
+        return x_BLD, {**written, "end": end, "pad_B": cache["pad_B"]}
+
+    @nn.compact
+    def _stack(
+        self, tokens_BL: jax.Array, context: Context, held: Any, keep: bool
+    ) -> tuple[jax.Array, dict[str, Any], dict[str, Any]]:
+        spec, execution = self.spec, self.execution
+        embed_VD = self.param("embed_VD", nn.initializers.normal(0.02), (spec.vocab, spec.width), jnp.float32)
+        if not spec.tied:
+            self.param("head_DV", nn.initializers.normal(0.02), (spec.width, spec.vocab), jnp.float32)
+        x_BLD = jnp.take(embed_VD, tokens_BL, axis=0, mode="clip").astype(execution.dtype)
+        x_BLD = x_BLD * jnp.asarray(spec.embedding_scale, execution.dtype)
+        entries, aux = {}, {}
+        for r, run in enumerate(spec.runs):
+            body = Period
+            if execution.remat != "none":
+                body = nn.remat(Period, policy=REMAT[execution.remat], prevent_cse=False)
+            scan = nn.scan(
+                body,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast),
+                length=run.repeats,
+                unroll=execution.unroll,
+            )
+            layers = scan(run.period, execution, keep, name=f"run_{r}")
+            x_BLD, (entries[f"run_{r}"], aux[f"run_{r}"]) = layers(
+                x_BLD, None if held is None else held[f"run_{r}"], context
+            )
+        return attach(self, spec.final_norm.shell(execution), "final_norm")(x_BLD), entries, aux

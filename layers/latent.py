@@ -1,0 +1,157 @@
+"""Multi-head latent attention (MLA): DeepSeek-V2 (2024) section 2.1, DeepSeek-V3 (2024) eqs. 1-11.
+
+Keys and values of all heads are read out of one small latent a token, beside one rotated key that all heads share;
+only these are cached. Training and prefill expand the latent into keys and values. Decoding absorbs the read-out into
+query and output instead: attention is then multi-query over the latents, and the expanded keys and values of the past
+are never made.
+
+Dimensions: B batch, L length, S cache slots, D width, H heads, Q query latent, C key-value latent, N unrotated and R
+rotated dimensions of a query or key, P = N + R, V value dimensions, T = C + R, what is cached of a token."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from .attention import Keys, attend, mean_keys
+from .cache import held_slots, new_slots
+from .dense import attach, project, weight
+from .execution import Execution
+from .norms import RMSNorm
+from .rope import Rope, Yarn, rotate
+from .spec import Context, require
+
+AXES = {
+    "D": "width",
+    "H": "heads",
+    "Q": "q_rank",
+    "C": "kv_rank",
+    "P": "head_dim",
+    "N": "nope_dim",
+    "R": "head_dim",
+    "V": "value_dim",
+    "T": "latent_dim",
+    "B": "batch",
+    "S": "length",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """`heads` heads with `nope_dim` unrotated and `rope.dim` rotated query dimensions and `value_dim` value
+    dimensions each.
+
+    kv_rank: width of the key-value latent.  q_rank: width of the query latent, None for queries straight from the
+    residual. norm: of both latents. A YaRN rope with mscale_all_dim scales the scores by its square."""
+
+    heads: int
+    nope_dim: int
+    value_dim: int
+    kv_rank: int
+    rope: Rope
+    q_rank: int | None = None
+    norm: RMSNorm = RMSNorm()
+
+    def __post_init__(self) -> None:
+        for field in ("heads", "nope_dim", "value_dim", "kv_rank"):
+            require(self, getattr(self, field) > 0, field, "it must be positive")
+        require(self, self.q_rank is None or self.q_rank > 0, "q_rank", "it must be positive, or None")
+
+    @property
+    def scale(self) -> float:
+        """What multiplies the scores."""
+        plain = float((self.nope_dim + self.rope.dim) ** -0.5)
+        yarn = self.rope.scaling
+        stretched = isinstance(yarn, Yarn) and yarn.mscale_all_dim
+        return plain * yarn.magnitude(yarn.mscale_all_dim) ** 2 if stretched else plain  # type: ignore[union-attr,arg-type]
+
+    def shell(self, execution: Execution) -> nn.Module:
+        return LatentAttentionShell(self, execution)
+
+    def cache(self, batch: int, length: int, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"latent_BST": jax.ShapeDtypeStruct((batch, length, self.kv_rank + self.rope.dim), dtype)}
+
+    def flops(self, length: int) -> float:
+        return 2 * self.heads * (self.nope_dim + self.rope.dim + self.value_dim) * mean_keys(length, None)
+
+
+def expanded(
+    q_BLHP: jax.Array,
+    latent_BLT: jax.Array,
+    wk_CHN: jax.Array,
+    wv_CHV: jax.Array,
+    slots_BL: jax.Array,
+    context: Context,
+    scale: float,
+) -> jax.Array:
+    """Attention among the new tokens with keys and values read out of their latents: [B, L, H, V]."""
+    rank = wk_CHN.shape[0]
+    c_BLC, rotated_BLR = latent_BLT[..., :rank], latent_BLT[..., rank:]
+    nope_BLHN = project("BLC,CHN->BLHN", c_BLC, wk_CHN)
+    shared_BLHR = jnp.broadcast_to(rotated_BLR[:, :, None], (*nope_BLHN.shape[:3], rotated_BLR.shape[-1]))
+    k_BLHP = jnp.concatenate([nope_BLHN, shared_BLHR], axis=-1)
+    v_BLHV = project("BLC,CHV->BLHV", c_BLC, wv_CHV)
+    keys = Keys(k_BLHP, v_BLHV, slots_BL, context.segments_BL)
+    out = attend(q_BLHP[:, :, :, None], [keys], context.slots_L, context.segments_BL, scale=scale)
+    return out[:, :, :, 0]
+
+
+def absorbed(
+    q_BLHP: jax.Array,
+    parts: list[tuple[jax.Array, jax.Array]],
+    wk_CHN: jax.Array,
+    wv_CHV: jax.Array,
+    slots_L: jax.Array,
+    scale: float,
+) -> jax.Array:
+    """The same attention over latents, `parts` of (latent_BMT, slots_BM): one key-value head, whose values are its
+    keys: [B, L, H, V].
+    """
+    rank, _, nope = wk_CHN.shape
+    into_BLHC = jnp.einsum("BLHN,CHN->BLHC", q_BLHP[..., :nope], wk_CHN)
+    q_BLHT = jnp.concatenate([into_BLHC, q_BLHP[..., nope:]], axis=-1)
+    keys = [Keys(latent[:, :, None], latent[:, :, None], slots) for latent, slots in parts]
+    out_BLHT = attend(q_BLHT[:, :, None], keys, slots_L, scale=scale)[:, :, 0]
+    return jnp.einsum("BLHC,CHV->BLHV", out_BLHT[..., :rank], wv_CHV)
+
+
+class LatentAttentionShell(nn.Module):
+    spec: LatentAttention
+    execution: Execution
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: jax.Array, context: Context, cache: Mapping[str, jax.Array] | None
+    ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+        s = self.spec
+        sizes = {"D": x_BLD.shape[-1], "H": s.heads, "C": s.kv_rank, "R": s.rope.dim, "N": s.nope_dim, "V": s.value_dim}
+        sizes |= {"P": s.nope_dim + s.rope.dim, "Q": s.q_rank or 0, "T": s.kv_rank + s.rope.dim}
+        w = partial(weight, self, sizes=sizes, execution=self.execution)
+        if s.q_rank is None:
+            q_BLHP = project("BLD,DHP->BLHP", x_BLD, w("wq_DHP", inputs="D"))
+        else:
+            q_BLQ = project("BLD,DQ->BLQ", x_BLD, w("wq_down_DQ", inputs="D"))
+            q_BLQ = attach(self, s.norm.shell(self.execution, "Q"), "q_norm")(q_BLQ)
+            q_BLHP = project("BLQ,QHP->BLHP", q_BLQ, w("wq_up_QHP", inputs="Q"))
+        rotated_BLHR = rotate(q_BLHP[..., s.nope_dim :], context.positions_BL, s.rope)
+        q_BLHP = jnp.concatenate([q_BLHP[..., : s.nope_dim], rotated_BLHR], axis=-1)
+
+        latent_BLT = project("BLD,DT->BLT", x_BLD, w("wkv_down_DT", inputs="D"))
+        c_BLC = attach(self, s.norm.shell(self.execution, "C"), "kv_norm")(latent_BLT[..., : s.kv_rank])
+        rotated_BLR = rotate(latent_BLT[..., s.kv_rank :], context.positions_BL, s.rope)
+        latent_BLT = jnp.concatenate([c_BLC, rotated_BLR], axis=-1)
+
+        wk_CHN, wv_CHV = w("wk_CHN", inputs="C"), w("wv_CHV", inputs="C")
+        slots_BL = new_slots(context)
+        if cache is None:
+            out_BLHV = expanded(q_BLHP, latent_BLT, wk_CHN, wv_CHV, slots_BL, context, s.scale)
+        else:
+            held_BST = cache["latent_BST"].astype(x_BLD.dtype)
+            parts = [(held_BST, held_slots(context, held_BST.shape[1])), (latent_BLT, slots_BL)]
+            out_BLHV = absorbed(q_BLHP, parts, wk_CHN, wv_CHV, context.slots_L, s.scale)
+        y_BLD = project("BLHV,HVD->BLD", out_BLHV, w("wo_HVD", inputs="HV"))
+        return y_BLD, {"latent_BST": latent_BLT}, {}

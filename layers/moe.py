@@ -1,0 +1,163 @@
+"""Mixture of experts: each token through its chosen gated MLPs, and through the shared ones.
+
+Shazeer et al. 2017; fine-grained and shared experts: DeepSeekMoE (Dai et al. 2024), DeepSeek-V3 (2024) eq. 12. How
+tokens reach experts is the execution's business, by its `dispatch`:
+  dense     every expert computes every token: the reference.
+  grouped   tokens sorted by expert, dropless, at a cost independent of the number of experts (grouped.py).
+  capacity  one-hot products into a fixed number of slots an expert, dropping and counting what overflows (GShard,
+  Lepikhin et al.
+            2020): static shapes and no sorting, the form that Neuron compiles.
+
+Dimensions: B batch, L length, T = B * L tokens, K chosen experts, D width, X experts, F ffn of an expert, C slots, P
+padded rows."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from .dense import attach, weight
+from .execution import Execution
+from .grouped import block_size, collect, grouped_matmul, plan, spread
+from .mlp import ACTIVATIONS, GatedMLP
+from .router import Router, Routing, statistics
+from .spec import Context, require
+
+AXES = {"D": "width", "X": "experts", "F": "ffn"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoE:
+    """`experts` gated MLPs of `ffn` hidden units behind a router, beside an MLP `shared` by all tokens (None for
+    none).
+    """
+
+    experts: int
+    ffn: int
+    router: Router
+    shared: GatedMLP | None = None
+    activation: str = "silu"
+
+    def __post_init__(self) -> None:
+        require(self, self.experts > 0, "experts", "it must be positive")
+        require(self, self.ffn > 0, "ffn", "it must be positive")
+        require(self, self.activation in ACTIVATIONS, "activation", f"it takes {', '.join(ACTIVATIONS)}")
+        top_k, groups = self.router.top_k, self.router.groups
+        if top_k > self.experts:
+            raise ValueError(f"MoE.router.top_k is {top_k}: it cannot exceed experts, which is {self.experts}")
+        if groups is not None and self.experts % groups.count:
+            raise ValueError(
+                f"MoE.router.groups.count is {groups.count}: it must divide experts, which is {self.experts}"
+            )
+        if groups is not None and top_k > self.experts // groups.count * groups.kept:
+            raise ValueError(f"MoE.router.top_k is {top_k}: {groups.kept} kept groups hold too few experts")
+
+    @property
+    def experts_per_token(self) -> int:
+        return self.router.top_k
+
+    def shell(self, execution: Execution) -> nn.Module:
+        return MoEShell(self, execution)
+
+    def cache(self, batch: int, length: int, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        return {}
+
+    def flops(self, length: int) -> float:
+        return 0.0
+
+
+class Experts(NamedTuple):
+    """The weights of all experts, and their activation."""
+
+    gate_XDF: jax.Array
+    up_XDF: jax.Array
+    down_XFD: jax.Array
+    activation: Callable[[jax.Array], jax.Array]
+
+
+def dense(
+    x_BLD: jax.Array, real_BL: jax.Array, routing: Routing, experts: Experts, factor: float
+) -> tuple[jax.Array, jax.Array]:
+    """All experts on all tokens, combined by weight: ([T, D], how many choices were dropped: none)."""
+    x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
+    chosen_TKX = routing.experts_TK[..., None] == jnp.arange(experts.gate_XDF.shape[0])
+    weights_TX = jnp.sum(chosen_TKX * routing.weights_TK[..., None], axis=1).astype(x_TD.dtype)
+    gate_XTF = jnp.einsum("TD,XDF->XTF", x_TD, experts.gate_XDF)
+    up_XTF = jnp.einsum("TD,XDF->XTF", x_TD, experts.up_XDF)
+    y_XTD = jnp.einsum("XTF,XFD->XTD", experts.activation(gate_XTF) * up_XTF, experts.down_XFD)
+    return jnp.einsum("XTD,TX->TD", y_XTD, weights_TX), jnp.float32(0)
+
+
+def grouped(
+    x_BLD: jax.Array, real_BL: jax.Array, routing: Routing, experts: Experts, factor: float
+) -> tuple[jax.Array, jax.Array]:
+    """Each expert on its own tokens: ([T, D], how many choices were dropped: none)."""
+    x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
+    block = block_size(routing.experts_TK.size, experts.gate_XDF.shape[0])
+    rows = plan(routing.experts_TK, experts.gate_XDF.shape[0], block)
+    x_PD = spread(x_TD, rows)
+    gate_PF = grouped_matmul(x_PD, experts.gate_XDF, rows, block)
+    up_PF = grouped_matmul(x_PD, experts.up_XDF, rows, block)
+    y_PD = grouped_matmul(experts.activation(gate_PF) * up_PF, experts.down_XFD, rows, block)
+    weights_P = routing.weights_TK.reshape(-1).at[rows.row_P].get(mode="fill", fill_value=0)
+    return collect(y_PD * weights_P[:, None].astype(y_PD.dtype), rows), jnp.float32(0)
+
+
+def capacity(
+    x_BLD: jax.Array, real_BL: jax.Array, routing: Routing, experts: Experts, factor: float
+) -> tuple[jax.Array, jax.Array]:
+    """Each expert on the first tokens of each row that fit its slots: ([T, D], how many choices were dropped).
+
+    A row gives an expert `factor` times its even share of slots; earlier tokens, and a token's better choices, come
+    first. Padding takes no slot."""
+    batch, length, _ = x_BLD.shape
+    count, top_k = experts.gate_XDF.shape[0], routing.experts_TK.shape[-1]
+    slots = min(length, math.ceil(factor * top_k * length / count))
+    chosen_BLKX = (routing.experts_TK[..., None] == jnp.arange(count)).astype(jnp.float32)
+    chosen_BLKX = chosen_BLKX.reshape(batch, length, top_k, count) * real_BL[..., None, None]
+    before_BLKX = jnp.cumsum(chosen_BLKX.reshape(batch, -1, count), axis=1).reshape(chosen_BLKX.shape) - chosen_BLKX
+    place_BLK = jnp.sum(before_BLKX * chosen_BLKX, axis=-1)
+    kept_BLKC = (place_BLK[..., None] == jnp.arange(slots, dtype=jnp.float32)).astype(jnp.float32)
+    weights_BLK = routing.weights_TK.reshape(batch, length, top_k)
+    send_BLXC = jnp.einsum("BLKX,BLKC->BLXC", chosen_BLKX, kept_BLKC).astype(x_BLD.dtype)
+    bring_BLXC = jnp.einsum("BLKX,BLKC,BLK->BLXC", chosen_BLKX, kept_BLKC, weights_BLK).astype(x_BLD.dtype)
+    x_XBCD = jnp.einsum("BLXC,BLD->XBCD", send_BLXC, x_BLD)
+    gate_XBCF = jnp.einsum("XBCD,XDF->XBCF", x_XBCD, experts.gate_XDF)
+    up_XBCF = jnp.einsum("XBCD,XDF->XBCF", x_XBCD, experts.up_XDF)
+    y_XBCD = jnp.einsum("XBCF,XFD->XBCD", experts.activation(gate_XBCF) * up_XBCF, experts.down_XFD)
+    y_BLD = jnp.einsum("BLXC,XBCD->BLD", bring_BLXC, y_XBCD)
+    return y_BLD.reshape(-1, y_BLD.shape[-1]), jnp.sum(chosen_BLKX) - jnp.sum(
+        kept_BLKC * jnp.any(chosen_BLKX, -1, keepdims=True)
+    )
+
+
+DISPATCH = {"dense": dense, "grouped": grouped, "capacity": capacity}
+
+
+class MoEShell(nn.Module):
+    spec: MoE
+    execution: Execution
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: jax.Array, context: Context, cache: Mapping[str, jax.Array] | None
+    ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+        s = self.spec
+        sizes = {"D": x_BLD.shape[-1], "X": s.experts, "F": s.ffn}
+        w = partial(weight, self, sizes=sizes, execution=self.execution)
+        routing = attach(self, s.router.shell(s.experts), "router")(x_BLD.reshape(-1, x_BLD.shape[-1]))
+        gate_XDF, up_XDF = w("w_gate_XDF", inputs="D"), w("w_up_XDF", inputs="D")
+        experts = Experts(gate_XDF, up_XDF, w("w_down_XFD", inputs="F"), ACTIVATIONS[s.activation])
+        default = "capacity" if self.execution.target == "neuron" else "grouped"
+        dispatch = DISPATCH[default if self.execution.dispatch == "auto" else self.execution.dispatch]
+        real_BL = context.real_BL()
+        y_TD, dropped = dispatch(x_BLD, real_BL, routing, experts, self.execution.capacity)
+        y_BLD = y_TD.reshape(x_BLD.shape)
+        if s.shared is not None:
+            y_BLD = y_BLD + attach(self, s.shared.shell(self.execution), "shared")(x_BLD, context, None)[0]
+        return y_BLD, {}, statistics(routing, real_BL, s.router.top_k) | {"dropped": dropped}

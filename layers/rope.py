@@ -1,0 +1,133 @@
+"""Rotary position embeddings and the ways to stretch them.
+
+Rope: Su et al. 2021, eq. 34. Linear interpolation: Chen et al. 2023. YaRN: Peng et al. 2023, section 3.2, with
+DeepSeek-V3's mscale. llama3: Llama 3 (Grattafiori et al. 2024), as released. Angles are float32, from integer
+positions: in bfloat16 257 is 256.
+
+Dimensions: B batch, L length, R rotated dimensions; any head axes stand between L and R.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .spec import require
+
+Frequencies = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Every frequency divided by factor."""
+
+    factor: float
+
+    def stretch(self, frequencies: Frequencies, theta: float) -> Frequencies:
+        return frequencies / self.factor
+
+    def amplitude(self) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3:
+    """Low frequencies divided by factor, high ones kept, those between blended by how often they turn in
+    original_length.
+    """
+
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    original_length: int = 8192
+
+    def stretch(self, frequencies: Frequencies, theta: float) -> Frequencies:
+        turns = self.original_length * frequencies / (2 * math.pi)
+        keep = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return frequencies * (keep + (1 - keep) / self.factor)
+
+    def amplitude(self) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yarn:
+    """Frequencies that turn less than `slow` times in original_length divided by factor, those above `fast` kept, a
+    ramp between.
+
+    attention_factor scales cos and sin; None takes YaRN's 0.1 ln(factor) + 1, or DeepSeek's ratio of mscale to
+    mscale_all_dim where both are given. truncate: the ends of the ramp are whole dimensions."""
+
+    factor: float
+    original_length: int
+    fast: float = 32.0
+    slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    def stretch(self, frequencies: Frequencies, theta: float) -> Frequencies:
+        dim = 2 * len(frequencies)
+        low, high = (
+            dim * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+            for turns in (self.fast, self.slow)
+        )
+        low, high = (math.floor(low), math.ceil(high)) if self.truncate else (low, high)
+        low, high = max(low, 0), min(high, dim - 1)
+        ramp = np.clip((np.arange(len(frequencies)) - low) / ((high - low) or 0.001), 0, 1)
+        return frequencies * (1 - ramp + ramp / self.factor)
+
+    def amplitude(self) -> float:
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self.magnitude(self.mscale) / self.magnitude(self.mscale_all_dim)
+        return self.magnitude(1.0)
+
+    def magnitude(self, mscale: float) -> float:
+        return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotate the first `dim` dimensions of each head (partial rope: fewer than there are).
+
+    interleaved: pairs are (0, 1), (2, 3), ...; else dimension i goes with i + dim/2.
+    """
+
+    dim: int
+    theta: float = 10_000.0
+    scaling: Linear | Llama3 | Yarn | None = None
+    interleaved: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, self.dim > 0 and self.dim % 2 == 0, "dim", "rope rotates pairs, so it must be even and positive")
+        require(self, self.theta > 0, "theta", "it must be positive")
+
+
+def frequencies(rope: Rope) -> Frequencies:
+    """float64 [dim / 2]: radians a position."""
+    plain: Frequencies = rope.theta ** -(np.arange(0, rope.dim, 2) / rope.dim)
+    return plain if rope.scaling is None else rope.scaling.stretch(plain, rope.theta)
+
+
+def rotate(x_BLR: jax.Array, positions_BL: jax.Array, rope: Rope) -> jax.Array:
+    """x [batch, length, ..., at least dim] with its first `rope.dim` dimensions rotated by their positions (int32),
+    in float32.
+    """
+    angles_BLr = positions_BL.astype(jnp.float32)[..., None] * frequencies(rope).astype(np.float32)
+    angles_BLr = angles_BLr.reshape(*positions_BL.shape, *(1,) * (x_BLR.ndim - 3), -1)
+    amplitude = 1.0 if rope.scaling is None else rope.scaling.amplitude()
+    cos, sin = jnp.cos(angles_BLr) * amplitude, jnp.sin(angles_BLr) * amplitude
+    turned, rest = x_BLR[..., : rope.dim].astype(jnp.float32), x_BLR[..., rope.dim :]
+    if rope.interleaved:
+        pairs = turned.reshape(*turned.shape[:-1], -1, 2)
+        a, b = pairs[..., 0], pairs[..., 1]
+        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
+    else:
+        a, b = jnp.split(turned, 2, axis=-1)
+        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x_BLR.dtype), rest], axis=-1)

@@ -1,0 +1,99 @@
+"""Which mesh axes each logical axis of a parameter or activation is spread over: the only place that names a mesh
+axis.
+
+The table is a frozen dataclass, one field a logical axis, in the manner of the sharding rules of jax-llm-examples. It
+is passed along explicitly and is part of the Execution, never a context, so that a changed table is a changed jit
+cache key."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "expert", "tensor", "sequence", "stage")
+MeshAxes = str | tuple[str, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Logical axis -> the mesh axis (or axes) it is sharded over; None keeps it whole on every device."""
+
+    batch: MeshAxes = ("data", "fsdp", "expert")
+    length: MeshAxes = "sequence"
+    layers: MeshAxes = None
+    width: MeshAxes = "fsdp"
+    vocab: MeshAxes = "tensor"
+    kv_heads: MeshAxes = "tensor"
+    q_per_kv: MeshAxes = None
+    heads: MeshAxes = "tensor"
+    head_dim: MeshAxes = None
+    nope_dim: MeshAxes = None
+    value_dim: MeshAxes = None
+    q_rank: MeshAxes = None
+    kv_rank: MeshAxes = None
+    latent_dim: MeshAxes = None
+    ffn: MeshAxes = "tensor"
+    experts: MeshAxes = "expert"
+    routes: MeshAxes = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            for axis in _names(getattr(self, field.name)):
+                if axis not in MESH_AXES:
+                    raise ValueError(
+                        f"Rules.{field.name} names mesh axis {axis!r}; the mesh axes are {', '.join(MESH_AXES)}"
+                    )
+
+    def partition(self, axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
+        """The PartitionSpec of an array whose dimensions are these logical axes; mesh axes that the mesh lacks drop
+        out.
+
+        Raises ValueError for a logical axis that the table does not have and for a mesh axis used twice in one array.
+        """
+        known = {field.name for field in fields(self)}
+        seen: dict[str, str] = {}
+        entries: list[MeshAxes] = []
+        for logical in axes:
+            if logical is not None and logical not in known:
+                raise ValueError(
+                    f"no sharding rule for logical axis {logical!r}; the rules are {', '.join(sorted(known))}"
+                )
+            present = tuple(a for a in _names(getattr(self, logical) if logical else None) if a in mesh.axis_names)
+            for axis in present:
+                if axis in seen:
+                    raise ValueError(
+                        f"mesh axis {axis!r} would shard both {seen[axis]!r} and {logical!r} of one array {tuple(axes)}"
+                    )
+                seen[axis] = str(logical)
+            entries.append(present[0] if len(present) == 1 else present or None)
+        return PartitionSpec(*entries)
+
+    def shardings(self, axes: Any, mesh: Mesh) -> Any:
+        """A tree of NamedShardings from a tree of logical axes (leaves: tuples of axis names)."""
+        is_leaf = lambda node: isinstance(node, tuple)  # noqa: E731
+        return jax.tree.map(lambda leaf: NamedSharding(mesh, self.partition(leaf, mesh)), axes, is_leaf=is_leaf)
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None, **sizes: int) -> Mesh:
+    """A mesh with automatic axes, e.g. `make_mesh(fsdp=4, tensor=2)`.
+
+    Raises ValueError for an unknown axis, or when the sizes do not multiply to the number of devices.
+    """
+    count = len(devices) if devices is not None else jax.device_count()
+    product = 1
+    for axis, size in sizes.items():
+        if axis not in MESH_AXES:
+            raise ValueError(f"unknown mesh axis {axis!r}; the mesh axes are {', '.join(MESH_AXES)}")
+        product *= size
+    if product != count:
+        asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise ValueError(
+            f"mesh {asked} needs {product} devices, but there are {count}; a mesh that works: fsdp={count}"
+        )
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+
+
+def _names(axes: MeshAxes) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes
