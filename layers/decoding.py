@@ -1,0 +1,141 @@
+"""Generation: prompts of unequal length in, continuations out.
+
+Prompts are right-aligned, so that all rows write the same cache slot; each row gives what it would alone. Prefill and a chunk of
+decode steps are each compiled once for a shape and reused: prompts and room are rounded up to whole chunks.
+
+Dimensions: B batch, L prompt length, N new tokens, V vocab.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .decoder import Decoder, Spec, init_cache, unembed
+from .execution import Execution
+
+CHUNK = 32
+"""Decode steps a compiled call; also what prompts and caches are rounded up to."""
+
+
+def generate(
+    spec: Spec,
+    params: Any,
+    prompts: Any,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    stop: Sequence[int] | None = None,
+    seed: int = 0,
+    execution: Execution | None = None,
+    cache_dtype: str | None = None,
+) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """The continuation only: int32 [batch, max_new_tokens].
+
+    prompts: an int array [batch, length], or a list of int lists of unequal length.  temperature: 0 takes the best token, else tokens
+    are sampled by `seed`.  stop: ids that end a row, None for spec.eos_ids, () for none; after one, the pad id (spec.pad_id, else 0).
+    cache_dtype: default the execution's. Raises ValueError for an empty prompt, an id outside the vocabulary, or more tokens than
+    spec.max_length.
+    """
+    execution = execution or Execution()
+    rows = _checked(spec, prompts, max_new_tokens)
+    stop = tuple(spec.eos_ids if stop is None else stop)
+    longest = max(map(len, rows))
+    length = _rounded(longest)
+    room = length + _rounded(max_new_tokens)
+    pad_B = np.asarray([length - len(row) for row in rows], np.int32)
+    tokens_BL = np.stack([np.pad(row, (pad, 0)) for row, pad in zip(rows, pad_B, strict=True)])
+
+    dtype = cache_dtype or execution.dtype
+    keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(rows)))
+    logits_BV, cache = _prefill(spec, execution, params, tokens_BL, pad_B, room, dtype)
+    done_B = jnp.zeros(len(rows), bool)
+    chunks: list[np.ndarray[Any, Any]] = []
+    for start in range(0, max_new_tokens, CHUNK):
+        new_BN, logits_BV, cache, done_B = _decode(
+            spec, execution, stop, temperature > 0, params, logits_BV, cache, done_B, keys_B, start, temperature
+        )
+        chunks.append(np.asarray(new_BN))
+        if stop and bool(np.all(done_B)):
+            break
+    found = np.concatenate(chunks, axis=1)[:, :max_new_tokens]
+    pad = 0 if spec.pad_id is None else spec.pad_id
+    return np.pad(found, ((0, 0), (0, max_new_tokens - found.shape[1])), constant_values=pad).astype(np.int32)
+
+
+def _checked(spec: Spec, prompts: Any, max_new_tokens: int) -> list[np.ndarray[Any, Any]]:
+    rows = [np.asarray(row) for row in prompts]
+    if not rows or max_new_tokens < 1:
+        raise ValueError(f"generate needs at least one prompt and one new token, not {len(rows)} and {max_new_tokens}")
+    for i, row in enumerate(rows):
+        if row.ndim != 1 or not row.size or not np.issubdtype(row.dtype, np.integer):
+            raise ValueError(f"prompt {i} must be a non-empty list of token ids, not {row.dtype} of shape {row.shape}")
+        if row.min() < 0 or row.max() >= spec.vocab:
+            raise ValueError(f"prompt {i} has token id {row.min() if row.min() < 0 else row.max()}, outside 0..{spec.vocab - 1}")
+        if len(row) + max_new_tokens > spec.max_length:
+            raise ValueError(
+                f"prompt {i} of {len(row)} tokens and {max_new_tokens} new ones exceed what the model takes: "
+                f"spec.max_length is {spec.max_length}"
+            )
+    return [row.astype(np.int32) for row in rows]
+
+
+def _rounded(count: int) -> int:
+    return -(-count // CHUNK) * CHUNK
+
+
+@partial(jax.jit, static_argnums=(0, 1, 5, 6))
+def _prefill(
+    spec: Spec, execution: Execution, params: Any, tokens_BL: jax.Array, pad_B: jax.Array, room: int, dtype: str
+) -> tuple[jax.Array, Any]:
+    """The logits after the last token of each prompt [B, V], and the cache."""
+    cache = init_cache(spec, tokens_BL.shape[0], room, dtype, pad_B)
+    model = Decoder(spec, execution)
+    hidden_BLD, cache = model.apply({"params": params}, tokens_BL, cache, True, method="extend_hidden")
+    return unembed(spec, params, hidden_BLD[:, -1], execution), cache
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5, 6))
+def _decode(
+    spec: Spec,
+    execution: Execution,
+    stop: tuple[int, ...],
+    sample: bool,
+    params: Any,
+    logits_BV: jax.Array,
+    cache: Any,
+    done_B: jax.Array,
+    keys_B: jax.Array,
+    start: jax.Array,
+    temperature: jax.Array,
+) -> tuple[jax.Array, jax.Array, Any, jax.Array]:
+    """CHUNK more tokens of each row [B, N]; rows that are done give the pad id."""
+    model = Decoder(spec, execution)
+    pad = 0 if spec.pad_id is None else spec.pad_id
+
+    def step(carry: Any, i: jax.Array) -> tuple[Any, jax.Array]:
+        logits_BV, cache, done_B = carry
+        chosen_B = sampled(logits_BV / temperature, keys_B, start + i) if sample else best(logits_BV)
+        chosen_B = jnp.where(done_B, pad, chosen_B)
+        if stop:
+            done_B = done_B | jnp.any(chosen_B[:, None] == jnp.asarray(stop), axis=1)
+        logits_B1V, cache = model.apply({"params": params}, chosen_B[:, None], cache, method="extend")
+        return (logits_B1V[:, 0], cache, done_B), chosen_B
+
+    carry, chosen_NB = jax.lax.scan(step, (logits_BV, cache, done_B), jnp.arange(CHUNK))
+    return chosen_NB.T, *carry
+
+
+def best(logits_BV: jax.Array) -> jax.Array:
+    """int32 [B]: the first of the largest logits. Not argmax, which Neuron does not compile: max, compare, min of iota."""
+    vocab = logits_BV.shape[-1]
+    is_best = logits_BV == jnp.max(logits_BV, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(is_best, jnp.arange(vocab, dtype=jnp.int32), vocab - 1), axis=-1)
+
+
+def sampled(logits_BV: jax.Array, keys_B: jax.Array, step: jax.Array) -> jax.Array:
+    """int32 [B]: a draw from the softmax of each row, by its own key (Gumbel-max: Gumbel 1954)."""
+    noise_BV = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, step), logits_BV.shape[1:]))(keys_B)
+    return best(logits_BV + noise_BV)

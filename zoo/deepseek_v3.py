@@ -1,0 +1,171 @@
+"""DeepSeek-V3 (DeepSeek-AI 2024, arXiv 2412.19437): latent attention; after a few dense layers, many small experts
+behind a sigmoid router balanced by a selection bias, beside shared ones. Kimi K2 (Kimi team 2025, arXiv 2507.20534)
+is this with other numbers."""
+
+from typing import Any
+
+from ..layers.block import pre_norm
+from ..layers.decoder import Spec
+from ..layers.latent import LatentAttention
+from ..layers.mlp import GatedMLP
+from ..layers.moe import MoE
+from ..layers.norms import RMSNorm
+from ..layers.rope import Rope, Yarn
+from ..layers.router import Groups, Router
+from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets
+from .fields import Fields, read_common, read_rope, write_common, write_rope
+from .weights import rows
+
+
+def read(c: Fields) -> Spec:
+    c.only("hidden_act", "silu")
+    c.only("attention_bias", False)
+    c.only("attention_dropout", 0.0)
+    c.only("scoring_func", "sigmoid")
+    c.only("topk_method", "noaux_tc")
+    c.only("moe_layer_freq", 1)
+    heads, rope_dim, nope_dim = c.int("num_attention_heads"), c.int("qk_rope_head_dim"), c.int("qk_nope_head_dim")
+    c.only("num_key_value_heads", heads)
+    c.only("head_dim", rope_dim)
+    c.only("qk_head_dim", rope_dim + nope_dim)
+    norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
+    ffn, shared, count = c.int("moe_intermediate_size"), c.int("n_shared_experts", 1), c.int("n_group", 8)
+    router = Router(
+        top_k=c.int("num_experts_per_tok"),
+        score="sigmoid",
+        groups=Groups(count=count, kept=c.int("topk_group", 4)) if count > 1 else None,
+        bias=True,
+        renormalise=c.bool("norm_topk_prob", True),
+        scale=c.float("routed_scaling_factor", 2.5),
+    )
+    c.taken.add("topk_group")
+    moe = MoE(experts=c.int("n_routed_experts"), ffn=ffn, router=router, shared=GatedMLP(ffn=ffn * shared))
+    dense = (GatedMLP(ffn=c.int("intermediate_size")),) * c.int("first_k_dense_replace", 3)
+    return Spec(
+        **read_common(c),
+        attention=LatentAttention(
+            heads=heads,
+            nope_dim=nope_dim,
+            value_dim=c.int("v_head_dim"),
+            kv_rank=c.int("kv_lora_rank"),
+            q_rank=c.int("q_lora_rank", None),
+            rope=read_rope(c, rope_dim, interleaved=c.bool("rope_interleave", True)),
+        ),
+        mlp=(*dense, moe, ...) if dense else moe,
+        block=pre_norm(norm),
+        final_norm=norm,
+    )
+
+
+def write(spec: Spec, dialect: int) -> dict[str, Any]:
+    attention, mlps = spec.attention[0], [layer.mlp for layer in spec.layers]
+    dense = [mlp for mlp in mlps if isinstance(mlp, GatedMLP)]
+    moe = next(mlp for mlp in [*mlps, *spec.mlp] if isinstance(mlp, MoE))
+    groups = moe.router.groups or Groups(count=1, kept=1)
+    return write_common(spec) | {
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.heads,
+        "qk_nope_head_dim": attention.nope_dim,
+        "qk_rope_head_dim": attention.rope.dim,
+        "v_head_dim": attention.value_dim,
+        "kv_lora_rank": attention.kv_rank,
+        "q_lora_rank": attention.q_rank,
+        "rope_interleave": attention.rope.interleaved,
+        **write_rope(attention.rope, dialect),
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "intermediate_size": dense[0].ffn if dense else 18432,
+        "first_k_dense_replace": len(dense),
+        "moe_layer_freq": 1,
+        "moe_intermediate_size": moe.ffn,
+        "n_routed_experts": moe.experts,
+        "n_shared_experts": moe.shared.ffn // moe.ffn if moe.shared else 0,
+        "num_experts_per_tok": moe.router.top_k,
+        "n_group": groups.count,
+        "topk_group": groups.kept,
+        "norm_topk_prob": moe.router.renormalise,
+        "routed_scaling_factor": moe.router.scale,
+        "scoring_func": moe.router.score,
+        "topk_method": "noaux_tc",
+        "hidden_act": "silu",
+        "rms_norm_eps": spec.final_norm.eps,
+    }
+
+
+LATENT = rows(
+    ("model.layers.{l}.self_attn.q_proj.weight", "(H P) D", "attention/wq_DHP"),
+    ("model.layers.{l}.self_attn.q_a_proj.weight", "Q D", "attention/wq_down_DQ"),
+    ("model.layers.{l}.self_attn.q_a_layernorm.weight", "Q", "attention/q_norm/scale_Q"),
+    ("model.layers.{l}.self_attn.q_b_proj.weight", "(H P) Q", "attention/wq_up_QHP"),
+    ("model.layers.{l}.self_attn.kv_a_proj_with_mqa.weight", "T D", "attention/wkv_down_DT"),
+    ("model.layers.{l}.self_attn.kv_a_layernorm.weight", "C", "attention/kv_norm/scale_C"),
+    ("model.layers.{l}.self_attn.kv_b_proj.weight", "(H [N V]) C", "attention/wk_CHN", "attention/wv_CHV"),
+    ("model.layers.{l}.self_attn.o_proj.weight", "D (H V)", "attention/wo_HVD"),
+)
+
+SHARED = rows(
+    ("model.layers.{l}.mlp.gate.e_score_correction_bias", "X", "mlp/router/bias_X"),
+    ("model.layers.{l}.mlp.shared_experts.gate_proj.weight", "F D", "mlp/shared/w_gate_DF"),
+    ("model.layers.{l}.mlp.shared_experts.up_proj.weight", "F D", "mlp/shared/w_up_DF"),
+    ("model.layers.{l}.mlp.shared_experts.down_proj.weight", "D F", "mlp/shared/w_down_FD"),
+)
+
+
+def model(attention: LatentAttention, dense: int, ffn: int, moe: MoE, width: int, depth: int) -> Spec:
+    norm = RMSNorm(eps=1e-6)
+    return Spec(
+        vocab=129_280,
+        width=width,
+        depth=depth,
+        attention=attention,
+        mlp=(*(GatedMLP(ffn=ffn),) * dense, moe, ...),
+        block=pre_norm(norm),
+        final_norm=norm,
+        max_length=163_840,
+        bos_id=0,
+        eos_ids=(1,),
+    )
+
+
+def experts(count: int, top_k: int, ffn: int, groups: Groups | None, scale: float) -> MoE:
+    router = Router(top_k=top_k, score="sigmoid", groups=groups, bias=True, scale=scale)
+    return MoE(experts=count, ffn=ffn, router=router, shared=GatedMLP(ffn=ffn))
+
+
+def latent(heads: int, theta: float, yarn: Yarn) -> LatentAttention:
+    rope = Rope(dim=64, theta=theta, scaling=yarn, interleaved=True)
+    return LatentAttention(heads=heads, nope_dim=128, value_dim=128, kv_rank=512, q_rank=1536, rope=rope)
+
+
+YARN = Yarn(factor=40.0, original_length=4096, mscale=1.0, mscale_all_dim=1.0)
+V3 = model(latent(128, 1e4, YARN), 3, 18432, experts(256, 8, 2048, Groups(count=8, kept=4), 2.5), width=7168, depth=61)
+K2_YARN = Yarn(factor=32.0, original_length=4096, fast=1.0, mscale=1.0, mscale_all_dim=1.0)
+K2 = model(latent(64, 5e4, K2_YARN), 1, 18432, experts(384, 8, 2048, None, 2.827), width=7168, depth=61)
+NANO = model(
+    LatentAttention(heads=6, nope_dim=32, value_dim=32, kv_rank=64, q_rank=96, rope=Rope(dim=16, interleaved=True)),
+    dense=1,
+    ffn=512,
+    moe=experts(16, 4, 96, Groups(count=4, kept=2), 2.5),
+    width=192,
+    depth=6,
+)
+
+FAMILY = Family(
+    name="deepseek_v3",
+    architecture="DeepseekV3ForCausalLM",
+    aliases=("kimi_k2",),
+    read=read,
+    write=write,
+    weights=EMBEDDINGS + PRE_NORMS + LATENT + MLP + EXPERTS + SHARED,
+    fused=FUSED_EXPERTS,
+    presets=presets(
+        "deepseek_v3",
+        {
+            "deepseek-v3": V3,
+            "kimi-k2": K2.replace(
+                vocab=163_840, max_length=131_072, bos_id=163_584, eos_ids=(163_585,), pad_id=163_839
+            ),
+            "deepseek-v3-nano": NANO.replace(vocab=257, max_length=4096, bos_id=256, eos_ids=(256,)),
+        },
+    ),
+)

@@ -1,0 +1,432 @@
+"""Hugging Face both ways: configs to specs and back, checkpoint directories to parameters and back, from the tables
+of the pages.
+
+Strict: nothing that is read is overlooked, nothing that is missing is made up, and what Hugging Face cannot hold is
+not written."""
+
+import difflib
+import fnmatch
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from ..layers.accounting import leaves
+from ..layers.decoder import Origin, Spec
+from ..sharding.rules import Rules
+from .export_files import LazyTensor, write_checkpoint
+from .family import Family
+from .fields import INERT, Fields
+from .registry import FAMILIES
+from .tensors import Checkpoint, dequantize_blocks, open_checkpoint
+from .weights import Entry, entries
+
+CONFIG = "config.json"
+INERT_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
+"""Buffers in older checkpoints that follow from the config."""
+
+Path_ = tuple[str, ...]
+
+# --- configs
+# ------------------------------------------------------------------------------------------------------------
+
+
+def spec_from_hf(
+    config: Mapping[str, Any] | str | os.PathLike[str], ignore: Sequence[str] = (), text_only: bool = False
+) -> Spec:
+    """The Spec of a config: a dict, a directory that holds config.json, or the file.
+
+    ignore: names of fields to leave unread.  text_only: of a multimodal config, the language model.
+    Raises ValueError naming the field that is missing, unknown or unsupported, or the nearest supported model_type.
+    """
+    fields, where = _config(config)
+    try:
+        family, fields = _family_of(fields, text_only)
+        return _read(family, fields, tuple(ignore))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def spec_to_hf(spec: Spec, dialect: int | None = None) -> dict[str, Any]:
+    """The Hugging Face config of a spec, with model_type, in the dialect of transformers 4 or 5 (None: the one it
+    came in, else 4).
+
+    A field that still means what the original config said keeps its spelling. Raises ValueError naming the first
+    difference when Hugging Face has no such model."""
+    names = [spec.hf.family] if spec.hf else list(FAMILIES)
+    reasons = {}
+    for name in names:
+        if name not in FAMILIES:
+            raise ValueError(f"spec.hf names the family {name!r}; the zoo has {', '.join(FAMILIES)}")
+        try:
+            return _write(FAMILIES[name], spec, dialect)
+        except ValueError as error:
+            reasons[name] = str(error)
+    nearest = f"{names[0]}: {reasons[names[0]]}" if len(names) == 1 else f"none of {', '.join(names)} holds this spec"
+    raise ValueError(f"Hugging Face cannot hold this model: {nearest}")
+
+
+def _config(config: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping[str, Any], str]:
+    if isinstance(config, Mapping):
+        return config, "config"
+    path = Path(config)
+    path = path / CONFIG if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a Hugging Face model directory holds a {CONFIG}")
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: holds a {type(fields).__name__}, not an object")
+    return fields, str(path)
+
+
+def _family_of(config: Mapping[str, Any], text_only: bool) -> tuple[Family, Mapping[str, Any]]:
+    """The family of a config, and its language model's part of it."""
+    kind = config.get("model_type")
+    for family in FAMILIES.values():
+        if kind in (family.name, *family.aliases):
+            return family, config
+        if family.wrapper and kind == family.wrapper.model_type:
+            if not text_only:
+                raise ValueError(
+                    f"model_type {kind!r} is multimodal; pass text_only=True to take its language model alone"
+                )
+            text = dict(config.get("text_config") or {})
+            outer = {
+                key: config[key] for key in ("bos_token_id", "eos_token_id", "torch_dtype", "dtype") if key in config
+            }
+            return family, {**outer, **text, "model_type": family.name}
+    known = [name for family in FAMILIES.values() for name in (family.name, *family.aliases)]
+    near = difflib.get_close_matches(str(kind), known, 1, cutoff=0) or known[:1]
+    raise ValueError(
+        f"model_type {kind!r} is not supported; the nearest that is: {near[0]!r} (all: {', '.join(known)})"
+    )
+
+
+def _read(family: Family, config: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> Spec:
+    fields = Fields(config)
+    spec = family.read(fields)
+    fields.finish(INERT | family.inert, ignore)
+    version = str(config.get("transformers_version", ""))
+    dialect = 5 if "rope_parameters" in config or version.startswith("5") else 4
+    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    return spec.replace(hf=Origin(family=family.name, dialect=dialect, config=json.dumps(kept)))
+
+
+def _write(family: Family, spec: Spec, dialect: int | None) -> dict[str, Any]:
+    origin = spec.hf or Origin(family=family.name)
+    dialect = dialect or origin.dialect
+    head = {"architectures": [family.architecture], "model_type": family.name}
+    try:
+        out = {**head, **family.write(spec, dialect)}
+    except (AttributeError, KeyError, StopIteration, TypeError) as error:
+        raise ValueError(f"{family.name} has no such layer ({error})") from None
+    difference = _difference(family, out, spec)
+    if difference:
+        raise ValueError(f"{family.name} cannot express {difference}")
+    original = json.loads(origin.config)
+    if original and dialect == origin.dialect:
+        for key, value in original.items():
+            trial = {**out, key: value}
+            if key not in head and not _difference(family, trial, spec):
+                out = trial
+        for key in [key for key in out if key not in original and key not in head]:
+            trial = {k: v for k, v in out.items() if k != key}
+            if not _difference(family, trial, spec):
+                out = trial
+    return out
+
+
+def _difference(family: Family, config: Mapping[str, Any], spec: Spec) -> str:
+    """The first path at which a config reads otherwise than the spec, in words; empty if it reads the same."""
+    try:
+        read = _read(family, config)
+    except ValueError as error:
+        return str(error)
+    if (read.layers, read.replace(attention=spec.attention, mlp=spec.mlp, block=spec.block)) == (spec.layers, spec):
+        return ""
+    ours, theirs = spec.paths(), read.paths()
+    for path in [*ours, *theirs]:
+        if ours.get(path, "absent") != theirs.get(path, "absent"):
+            return f"{path} = {ours.get(path, 'absent')!r}: it would be read as {theirs.get(path, 'absent')!r}"
+    return "its layers"
+
+
+# --- import
+# -------------------------------------------------------------------------------------------------------------
+
+
+def load_hf(
+    directory: str | os.PathLike[str],
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
+    ignore: Sequence[str] = (),
+    text_only: bool = False,
+) -> tuple[Spec, Any]:
+    """The spec and parameters of a Hugging Face directory; (spec, params).
+
+    dtype: of all parameters, None keeps each tensor's own.  mesh, rules: where the parameters are to lie, by default
+    on one device. ignore: config fields and tensors (shell patterns) to leave out.  text_only: of a multimodal
+    checkpoint, the language model.
+
+    Memory: the parameters and one tensor. Raises ValueError naming the file and the tensor for anything unmapped,
+    missing, double, or of the wrong shape or type."""
+    spec = spec_from_hf(directory, ignore, text_only)
+    assert spec.hf is not None
+    checkpoint, family = open_checkpoint(directory), FAMILIES[spec.hf.family]
+    names = _names(checkpoint, family, tuple(ignore), text_only)
+    plan = _plan(spec, family, names)
+    quantization = _config(directory)[0].get("quantization_config")
+    source = _Source(checkpoint, names, _block(quantization, checkpoint.root))
+    _check(source, plan, spec)
+
+    dtypes = {path: np.dtype(dtype) if dtype else kind for path, kind in _dtypes(source, plan).items()}
+    params: dict[Path_, jax.Array] = {}
+    for leaf in leaves(spec):
+        sharding = None if mesh is None else NamedSharding(mesh, (rules or Rules()).partition(leaf.axes, mesh))
+        zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)
+        params[leaf.path] = zeros(leaf.shape, dtypes[leaf.path])
+    for entry in plan.values():
+        for part, piece in zip(entry.parts, entry.split(source.read(entry.name)), strict=True):
+            params[part.path] = _fill(params[part.path], piece, part.index)
+    return spec, _tree(params)
+
+
+class _Source:
+    """A checkpoint by the names of the weight map, its block-FP8 weights dequantised as they are read."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str], block: tuple[int, int] | None) -> None:
+        self.checkpoint, self.block = checkpoint, block
+        scales = {name: names[name + "_scale_inv"] for name in names if name + "_scale_inv" in names}
+        self.scales = scales if block else {}
+        self.names = {
+            name: real
+            for name, real in names.items()
+            if name.removesuffix("_scale_inv") not in self.scales or name in scales
+        }
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.checkpoint.shape(self.names[name])
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return np.dtype(ml_dtypes.bfloat16) if name in self.scales else self.checkpoint.dtype(self.names[name])
+
+    def where(self, name: str) -> str:
+        return f"{self.checkpoint.file(self.names[name])}: tensor {self.names[name]!r}"
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        tensor = self.checkpoint.read(self.names[name])
+        if name not in self.scales:
+            return tensor
+        scale = self.checkpoint.read(self.scales[name])
+        assert self.block is not None
+        return dequantize_blocks(tensor, scale, self.block, ml_dtypes.bfloat16, name=self.where(name))
+
+
+def _names(checkpoint: Checkpoint, family: Family, ignore: tuple[str, ...], text_only: bool) -> dict[str, str]:
+    """Names of the weight map -> names in the checkpoint; refuses a name that two tensors would have."""
+    left_out, found = [], {}
+    prefixes = family.wrapper.prefixes if family.wrapper and text_only else {}
+    for real in checkpoint:
+        if INERT_TENSORS.fullmatch(real) or any(fnmatch.fnmatch(real, pattern) for pattern in ignore):
+            continue
+        if family.wrapper and text_only and real.startswith(family.wrapper.left_out):
+            left_out.append(real)
+            continue
+        prefix = next((p for p in prefixes if real.startswith(p)), None)
+        name = real if prefix is None else prefixes[prefix] + real.removeprefix(prefix)
+        if name in found:
+            raise ValueError(
+                f"{checkpoint.file(real)}: tensors {found[name]!r} and {real!r} are the same one; keep one of them"
+            )
+        found[name] = real
+    if left_out:
+        groups = sorted(
+            {
+                name.partition("tower.")[0].split(".")[0] if "tower" not in name else name.split(".")[0]
+                for name in left_out
+            }
+        )
+        warnings.warn(
+            f"{checkpoint.root}: text_only leaves out {len(left_out)} tensors under {', '.join(groups)}", stacklevel=3
+        )
+    return found
+
+
+def _plan(spec: Spec, family: Family, names: Iterable[str]) -> dict[str, Entry]:
+    """The tensors to read: the published row set, or transformers 5's fused one where its names are there."""
+    present = set(names)
+    if family.fused:
+        replaced = {parameter for row in family.fused for parameter in row.parameters}
+        kept = tuple(row for row in family.weights if not replaced & set(row.parameters))
+        fused = entries(spec, kept + family.fused)
+        if any(name in present for name in fused.keys() - entries(spec, family.weights).keys()):
+            return fused
+    return entries(spec, family.weights)
+
+
+def _check(source: _Source, plan: Mapping[str, Entry], spec: Spec) -> None:
+    """Refuses missing and unmapped tensors, wrong shapes and types, and a tied head that is not the embedding."""
+    root, names = source.checkpoint.root, source.names
+    missing = [name for name in plan if name not in names]
+    if missing:
+        raise ValueError(f"{root}: tensor {missing[0]!r} is missing{_more(missing)}; the config asks for it")
+    extra = [name for name in names if name not in plan]
+    if spec.tied and "lm_head.weight" in extra:
+        extra.remove("lm_head.weight")
+        embedding, head = source.read("model.embed_tokens.weight"), source.read("lm_head.weight")
+        if embedding.shape != head.shape or embedding.tobytes() != head.tobytes():
+            raise ValueError(
+                f"{source.where('lm_head.weight')} differs from the embedding, but the config ties them "
+                "(tie_word_embeddings); if it is the true head, set that to false"
+            )
+    if extra:
+        beyond = re.match(r"model\.layers\.(\d+)\.", extra[0])
+        mtp = beyond and int(beyond.group(1)) >= spec.depth
+        hint = "; it belongs to a multi-token prediction layer" if mtp else ""
+        raise ValueError(
+            f"{source.where(extra[0])} is not mapped to any parameter{_more(extra)}{hint}; to leave it out pass ignore=({extra[0]!r},)"
+        )
+    for name, entry in plan.items():
+        if source.shape(name) != entry.shape:
+            raise ValueError(f"{source.where(name)} has shape {source.shape(name)}; the config asks for {entry.shape}")
+        if not jnp.issubdtype(source.dtype(name), jnp.floating) or source.dtype(name).itemsize == 1:
+            raise ValueError(
+                f"{source.where(name)} has type {source.dtype(name)}; expected bfloat16, float16 or float32"
+            )
+
+
+def _dtypes(source: _Source, plan: Mapping[str, Entry]) -> dict[Path_, np.dtype[Any]]:
+    """The type of each parameter: that of its tensors, which must agree."""
+    found: dict[Path_, tuple[np.dtype[Any], str]] = {}
+    for name, entry in plan.items():
+        for part in entry.parts:
+            kind, first = found.setdefault(part.path, (source.dtype(name), name))
+            if source.dtype(name) != kind:
+                raise ValueError(
+                    f"{source.where(name)} has type {source.dtype(name)}, but {first!r} of the same parameter has {kind}; pass a dtype"
+                )
+    return {path: kind for path, (kind, _) in found.items()}
+
+
+def _block(quantization: Any, root: Path) -> tuple[int, int] | None:
+    """The block of a block-FP8 checkpoint. Raises ValueError for any other quantisation."""
+    if not quantization:
+        return None
+    block = quantization.get("weight_block_size")
+    if quantization.get("quant_method") != "fp8" or not isinstance(block, list) or len(block) != 2:
+        raise ValueError(
+            f"{root}: quantization_config {quantization!r:.80} is not supported; supported: fp8 with weight_block_size"
+        )
+    return int(block[0]), int(block[1])
+
+
+@jax.jit
+def _set(leaf: jax.Array, piece: jax.Array, index: jax.Array) -> jax.Array:
+    start = [*index, *[0] * (leaf.ndim - index.shape[0])]
+    return jax.lax.dynamic_update_slice(
+        leaf, piece.reshape((1,) * (leaf.ndim - piece.ndim) + piece.shape).astype(leaf.dtype), start
+    )
+
+
+_set_in_place = jax.jit(_set.__wrapped__, donate_argnums=0)
+
+
+def _fill(leaf: jax.Array, piece: np.ndarray[Any, Any], index: tuple[int, ...]) -> jax.Array:
+    filled = _set_in_place(leaf, piece, np.asarray(index, np.int32))
+    return filled
+
+
+def _tree(flat: Mapping[Path_, Any]) -> Any:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        node = tree
+        for step in path[:-1]:
+            node = node.setdefault(step, {})
+        node[path[-1]] = value
+    return tree
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+# --- export
+# -------------------------------------------------------------------------------------------------------------
+
+
+def save_hf(
+    directory: str | os.PathLike[str], spec: Spec, params: Any, tokenizer: Any = None, max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Writes a Hugging Face directory: safetensors as published checkpoints hold them, config.json,
+    generation_config.json.
+
+    tokenizer: anything with `save(directory)` or `save_pretrained(directory)`; its files are written beside.
+    Memory: the parameters and one tensor. The directory is written whole or not at all. Raises ValueError for a spec
+    that Hugging Face cannot hold and for parameters that do not fit the spec."""
+    config = spec_to_hf(spec)
+    origin = spec.hf or Origin(family=str(config["model_type"]))
+    family = FAMILIES[config["model_type"]]
+    flat = {tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    for leaf in leaves(spec):
+        if leaf.path not in flat or flat[leaf.path].shape != leaf.shape:
+            found = flat[leaf.path].shape if leaf.path in flat else "nothing"
+            raise ValueError(f"parameter {'/'.join(leaf.path)} should have shape {leaf.shape}, but there is {found}")
+    extra = flat.keys() - {leaf.path for leaf in leaves(spec)}
+    if extra:
+        raise ValueError(f"parameter {'/'.join(min(extra))} is not in the spec")
+
+    key = "dtype" if origin.dialect >= 5 else "torch_dtype"
+    config.pop("torch_dtype" if key == "dtype" else "dtype", None)
+    config[key] = str(flat[("embed_VD",)].dtype)
+    tokens = {
+        name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(name) is not None
+    }
+    files: dict[str, bytes | str] = {
+        CONFIG: json.dumps(config, indent=2) + "\n",
+        "generation_config.json": json.dumps({"_from_model_config": True, **tokens}, indent=2) + "\n",
+        **_tokenizer_files(tokenizer),
+    }
+    tensors = [_lazy(entry, flat) for entry in entries(spec, family.weights).values()]
+    write_checkpoint(directory, tensors, max_shard_bytes=max_shard_bytes, files=files)
+
+
+def _lazy(entry: Entry, flat: Mapping[Path_, jax.Array]) -> LazyTensor:
+    def read() -> np.ndarray[Any, Any]:
+        return entry.join([_piece(flat[part.path], part.index) for part in entry.parts])
+
+    return LazyTensor(name=entry.name, shape=entry.shape, dtype=flat[entry.parts[0].path].dtype, read=read)
+
+
+def _piece(leaf: jax.Array, index: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """One layer's, one expert's part of a stacked parameter, on the host; a view where the parameter lies there
+    already.
+    """
+    if isinstance(leaf, jax.Array) and not (len(leaf.devices()) == 1 and next(iter(leaf.devices())).platform == "cpu"):
+        for i in index:
+            leaf = jax.lax.dynamic_index_in_dim(leaf, i, 0, keepdims=False)
+        return np.asarray(leaf)
+    piece: np.ndarray[Any, Any] = np.asarray(leaf)[index]
+    return piece
+
+
+def _tokenizer_files(tokenizer: Any) -> dict[str, bytes | str]:
+    if tokenizer is None:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        (tokenizer.save_pretrained if hasattr(tokenizer, "save_pretrained") else tokenizer.save)(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}

@@ -1,0 +1,173 @@
+"""Weight maps: rows of data that say where each Hugging Face tensor lies in the parameters, read in both directions.
+
+    ("model.layers.{l}.self_attn.q_proj.weight", "(K G E) D", "attention/wq_DKGE")
+
+The layout spells the tensor's dimensions in the letters of the parameter's name: brackets ( ) merge axes into one
+dimension, and [ ] concatenates what belongs to several parameters, as in DeepSeek's "(H [N V]) C" -> wk_CHN, wv_CHV
+or a fused "[(K G E) (K E) (K E)] D". {l} and {e} count layers and experts, which are stacked axes of the parameters.
+A row holds in the layers that have its parameters."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..layers.accounting import leaves
+from ..layers.decoder import Spec
+
+Array = NDArray[Any]
+
+
+class Row(NamedTuple):
+    """One line of a weight map: tensor name, layout, and the parameters it holds."""
+
+    name: str
+    layout: str
+    parameters: tuple[str, ...]
+
+
+def rows(*lines: tuple[str, ...]) -> tuple[Row, ...]:
+    """A weight map from (name, layout, parameter, ...) lines."""
+    return tuple(Row(name, layout, tuple(parameters)) for name, layout, *parameters in lines)
+
+
+class Part(NamedTuple):
+    """A parameter's share of a tensor: its path in the tree, its index in the stacked axes, and the axes and sizes
+    that remain.
+    """
+
+    path: tuple[str, ...]
+    index: tuple[int, ...]
+    axes: str
+    shape: tuple[int, ...]
+
+
+class Entry(NamedTuple):
+    """One Hugging Face tensor: its name, layout, shape, and the parameters it holds."""
+
+    name: str
+    layout: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    def split(self, tensor: Array) -> list[Array]:
+        """The tensor's parts, each with the axes of its parameter; views where possible."""
+        layout = parse(self.layout)
+        sizes = [_sizes(part) for part in self.parts]
+        before = [sizes[0][a] for a in layout.before]
+        after = [sizes[0][a] for a in layout.after]
+        lengths = [math.prod(s[a] for a in alt) for s, alt in zip(sizes, layout.alternatives, strict=True)]
+        whole = tensor.reshape(*before, sum(lengths), *after)
+        out, start = [], 0
+        for part, size, alternative, length in zip(self.parts, sizes, layout.alternatives, lengths, strict=True):
+            piece = whole[(slice(None),) * len(before) + (slice(start, start + length),)]
+            order = layout.before + alternative + layout.after
+            piece = piece.reshape(*before, *(size[a] for a in alternative), *after)
+            out.append(piece.transpose([order.index(a) for a in part.axes]))
+            start += length
+        return out
+
+    def join(self, pieces: Sequence[Array]) -> Array:
+        """The inverse of `split`."""
+        layout = parse(self.layout)
+        flat = []
+        for part, piece, alternative in zip(self.parts, pieces, layout.alternatives, strict=True):
+            size = _sizes(part)
+            turned = piece.transpose([part.axes.index(a) for a in layout.before + alternative + layout.after])
+            flat.append(turned.reshape(*(size[a] for a in layout.before), -1, *(size[a] for a in layout.after)))
+        whole = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=len(layout.before))
+        return whole.reshape(self.shape)
+
+
+class Layout(NamedTuple):
+    """A parsed layout: the axes before the concatenation, the axes of each alternative in it, the axes after, and
+    the dimensions.
+    """
+
+    before: str
+    alternatives: tuple[str, ...]
+    after: str
+    dimensions: tuple[str, ...]
+
+
+@cache
+def parse(layout: str) -> Layout:
+    """Reads the notation above. Without a concatenation there is one alternative, of no axes."""
+    concat = re.search(r"\[(.*)\]", layout)
+    inside = concat.group(1) if concat else ""
+    alternatives = tuple(re.sub(r"\W", "", alt) for alt in re.findall(r"\([^)]*\)|\w", inside)) or ("",)
+    outer = layout[: concat.start()] + "*" + layout[concat.end() :] if concat else layout
+    dimensions = tuple(re.sub(r"[^\w*]", "", dim) for dim in re.findall(r"\([^)]*\)|[\w*]", outer))
+    before, _, after = "".join(dimensions).partition("*")
+    return Layout(before, alternatives, after, dimensions)
+
+
+def entries(spec: Spec, weight_map: Iterable[Row]) -> dict[str, Entry]:
+    """Every tensor that a checkpoint of this spec holds, by name.
+
+    Raises ValueError when the map leaves a parameter out or names one twice: then the spec is not of this family.
+    """
+    found: dict[str, Entry] = {}
+    covered: dict[tuple[Any, ...], str] = {}
+    shapes = {leaf.path: leaf.shape for leaf in leaves(spec)}
+    weight_map = tuple(weight_map)
+    for base, index, layer in [((), (), None), *_layers(spec)]:
+        for row in weight_map:
+            if ("{l}" in row.name) != (layer is not None):
+                continue
+            paths = [(*base, *parameter.split("/")) for parameter in row.parameters]
+            if not all(path in shapes for path in paths):
+                continue
+            count = shapes[paths[0]][len(index)] if "{e}" in row.name else 1
+            for e in range(count):
+                at = (*index, e) if "{e}" in row.name else index
+                parts = tuple(_part(path, at, shapes[path]) for path in paths)
+                name = row.name.format(l=layer, e=e)
+                found[name] = Entry(name, row.layout, _shape(row.layout, parts), parts)
+                for part in parts:
+                    key = (part.path, part.index)
+                    if key in covered:
+                        raise ValueError(
+                            f"tensors {covered[key]!r} and {name!r} are both mapped to {'/'.join(part.path)}"
+                        )
+                    covered[key] = name
+    mapped = {path for path, _ in covered}
+    missing = ["/".join(path) for path in shapes if path not in mapped]
+    if missing:
+        raise ValueError(f"no tensor of this family holds the parameter {missing[0]}" + _and_more(missing))
+    return found
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _layers(spec: Spec) -> list[tuple[tuple[str, ...], tuple[int, ...], int]]:
+    """(path of the layer in the tree, its index in the stack, its depth), in order of depth."""
+    places = [
+        ((f"run_{r}", f"layer_{p}"), (i,), run.depth_of(p, i))
+        for r, run in enumerate(spec.runs)
+        for p in range(len(run.period))
+        for i in range(run.repeats)
+    ]
+    return sorted(places, key=lambda place: place[2])
+
+
+def _part(path: tuple[str, ...], index: tuple[int, ...], shape: tuple[int, ...]) -> Part:
+    letters = path[-1].rpartition("_")[2]
+    stacked_experts = len(index) - 1 if path[0].startswith("run_") else len(index)
+    return Part(path, index, letters[max(stacked_experts, 0) :], shape[len(index) :])
+
+
+def _sizes(part: Part) -> Mapping[str, int]:
+    return dict(zip(part.axes, part.shape, strict=True))
+
+
+def _shape(layout: str, parts: Sequence[Part]) -> tuple[int, ...]:
+    parsed, sizes = parse(layout), [_sizes(part) for part in parts]
+    total = sum(math.prod(s[a] for a in alt) for s, alt in zip(sizes, parsed.alternatives, strict=True))
+    return tuple(math.prod(total if a == "*" else sizes[0][a] for a in dim) for dim in parsed.dimensions)
