@@ -1,0 +1,380 @@
+"""The command line: archzoo list, show, diff, train, generate, export, import. Each --help has an example.
+
+A MODEL is a preset's name, a run of `archzoo train`, a Hugging Face directory, or a spec in a JSON file. Exit codes:
+0 done, 1 failed, 2 wrong usage. The rooms, and JAX with them, are imported by the command that needs them."""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .train.models import Model
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code. A user's mistake is one line on stderr."""
+    options = parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *_, **__: print(f"archzoo: note: {message}", file=sys.stderr)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+    except (ValueError, OSError) as error:
+        return _fail(_one_line(error))
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"archzoo: {message}", file=sys.stderr)
+    return 1
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename else ""
+        return f"{named}{error.strerror}"
+    return " ".join(str(error).split())
+
+
+# --- looking
+# ------------------------------------------------------------------------------------------------------------
+
+
+def list_models(options: argparse.Namespace) -> None:
+    from .zoo.describe import amount, summary
+    from .zoo.registry import MODELS
+
+    names = options.models or [name for name in MODELS if options.family in ("", MODELS[name].hf.family)]  # type: ignore[union-attr]
+    if not names:
+        raise ValueError(f"no preset is of family {options.family!r}; families: {', '.join(sorted(_families()))}")
+    rows = [summary(name, _open(name, options).spec if name not in MODELS else MODELS[name]) for name in names]
+    if options.sort not in rows[0]:
+        raise ValueError(f"cannot sort by {options.sort!r}; columns: {', '.join(rows[0])}")
+    rows = rows if options.sort == "family" else sorted(rows, key=lambda row: row[options.sort])
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    columns = ("name", "family", "parameters", "active", "layers", "attention", "mlp", "norm", "context", "B/token")
+    table = [
+        [*(row[key] if isinstance(row[key], str) else f"{row[key]:,}" if key in ("layers", "context") else amount(row[key])
+           for key in columns[:-1]), f"{row['cache_bytes_per_token']:,}"]
+        for row in rows
+    ]  # fmt: skip
+    _print_table(columns, table)
+
+
+def show(options: argparse.Namespace) -> None:
+    from .zoo.describe import details, drawn
+
+    model = _open(options.model, options)
+    if options.json:
+        print(json.dumps(details(model.name, model.spec), indent=1))
+    elif options.spec:
+        print(model.spec.to_json())
+    else:
+        print(drawn(model.name, model.spec))
+
+
+def diff(options: argparse.Namespace) -> None:
+    from .zoo.describe import amount, difference
+
+    found = difference(_open(options.a, options).spec, _open(options.b, options).spec)
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    table = [[path, *(_shown(value) for value in values)] for path, values in found["fields"].items()]
+    table += [[name, amount(a), f"{amount(b)} ({b / a:.3g}x)"] for name, (a, b) in found["numbers"].items()]
+    _print_table(("", options.a, options.b), table)
+
+
+def _shown(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 36 else text[:33] + "..."
+
+
+def _families() -> set[str]:
+    from .zoo.registry import FAMILIES
+
+    return set(FAMILIES)
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table that fits a terminal and stays whole in a pipe."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table(*(Column(name, no_wrap=True) for name in columns), box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+# --- models
+# -------------------------------------------------------------------------------------------------------------
+
+
+def _open(name: str, options: argparse.Namespace) -> "Model":
+    from .train.models import open_model
+
+    return open_model(name, _changes(getattr(options, "set", None)), getattr(options, "text_only", False))
+
+
+def _changes(assignments: Sequence[str] | None) -> dict[str, Any]:
+    """PATH=VALUE pairs, the values in JSON where they are any."""
+    changes = {}
+    for assignment in assignments or ():
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes PATH=VALUE, not {assignment!r}; `archzoo show MODEL --json` lists the paths")
+        try:
+            changes[path] = json.loads(text)
+        except json.JSONDecodeError:
+            changes[path] = text
+        if isinstance(changes[path], list):
+            changes[path] = tuple(changes[path])
+    return changes
+
+
+def _with_params(model: "Model") -> Any:
+    if not model.trained:
+        print(f"archzoo: note: {model.name} is a preset; its parameters are freshly initialised", file=sys.stderr)
+    return model.load()
+
+
+def generate(options: argparse.Namespace) -> None:
+    from .layers.decoding import generate as generate_tokens
+    from .layers.execution import Execution
+
+    model = _open(options.model, options)
+    tokenizer = model.tokenizer()
+    prompts = options.prompt or [sys.stdin.read()]
+    if not all(prompts):
+        raise ValueError("the prompt is empty; pass --prompt TEXT, or text on stdin")
+    continued = generate_tokens(
+        model.spec,
+        _with_params(model),
+        [tokenizer.encode(prompt) for prompt in prompts],
+        options.tokens,
+        temperature=options.temperature,
+        stop=() if options.no_stop else None,
+        seed=options.seed,
+        execution=Execution(dtype=options.dtype),
+    )
+    for prompt, row in zip(prompts, continued, strict=True):
+        ends = [i for i, token in enumerate(row) if token in model.spec.eos_ids] if not options.no_stop else []
+        text = tokenizer.decode(row[: ends[0]] if ends else row)
+        print(json.dumps({"prompt": prompt, "text": text, "tokens": row.tolist()}) if options.json else prompt + text)
+
+
+def export(options: argparse.Namespace) -> None:
+    from .zoo.huggingface import save_hf, spec_to_hf
+
+    model = _open(options.model, options)
+    spec_to_hf(model.spec)  # what Hugging Face cannot hold is refused before anything is read
+    params = _cast(_with_params(model), options.dtype)
+    save_hf(options.out, model.spec, params, model.tokenizer() if model.trained else None)
+    print(f"wrote {options.out}: {model.spec.param_count():,} parameters")
+
+
+def import_(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    import jax.numpy as jnp
+
+    from .train.checkpoint import Saver, latest
+    from .train.step import State
+
+    model = _open(options.model, options)
+    out = Path(options.out) / "checkpoints"
+    if latest(out):
+        raise FileExistsError(f"{options.out} already holds a run; choose another folder")
+    params = _cast(model.load(), "float32")
+    with Saver(out, model.spec, model.tokenizer().files, {"imported": str(options.model)}) as saver:
+        saver.save(State(params, (), jnp.int32(0)), {})
+    print(f"wrote {options.out}: {model.spec.param_count():,} parameters")
+
+
+def _cast(params: Any, dtype: str | None) -> Any:
+    import jax
+
+    return params if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+# --- training
+# -----------------------------------------------------------------------------------------------------------
+
+
+def train(options: argparse.Namespace) -> None:
+    from .layers.execution import Execution
+    from .train.loop import Interrupted, Settings, resumable
+    from .train.loop import train as run
+    from .train.optimizer import Optimizer
+    from .train.progress import progress
+
+    if options.resume:
+        if options.model:
+            raise ValueError("--resume takes the model and its settings from the run; leave MODEL out")
+        out, (spec, settings), more = options.resume, resumable(options.resume), {"resume": True}
+    else:
+        if not options.model:
+            raise ValueError("which model? archzoo train MODEL, or archzoo train --resume RUN")
+        model = _open(options.model, options)
+        out, spec = options.out or os.path.join("runs", os.path.basename(os.path.normpath(model.name))), model.spec
+        more = {"params": model.load(), "tokenizer": model.tokenizer()} if model.trained else {}
+        settings = Settings(
+            optimizer=Optimizer(
+                steps=options.steps,
+                name=options.optimizer,
+                learning_rate=options.learning_rate,
+                schedule=options.schedule,
+                weight_decay=options.weight_decay,
+            ),
+            data=tuple(options.data or ()),
+            tokenizer=options.tokenizer,
+            length=options.length,
+            batch=options.batch,
+            accumulate=options.accumulate,
+            seed=options.seed,
+            execution=Execution(dtype=options.dtype, remat=options.remat),
+            evals=options.evals,
+            saves=options.saves,
+        )
+    try:
+        with progress(settings.optimizer.steps, quiet=options.json) as report:
+            summary = run(spec, settings, out, report=report, **more)
+    except Interrupted as stopped:
+        raise ValueError(str(stopped)) from None
+    if options.json:
+        print(json.dumps(summary))
+        return
+    print(
+        f"held-out {summary['heldout_nats']:.4f} nats a token, {summary['bits_per_byte']:.4f} bits a byte "
+        f"(unigram {summary['unigram_nats']:.4f} nats); {summary['tokens']:,} tokens in {summary['seconds']:.0f} s\n"
+        f"{out}: summary.json, metrics.jsonl, loss.svg, checkpoints/"
+    )
+
+
+# --- the parser
+# ---------------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="archzoo", description="Modern LLM architectures as pure functions, in JAX.")
+    top.add_argument("--version", action="version", version=f"archzoo {_version()}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Command, about: str, example: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=about, description=about, epilog=f"example: archzoo {example}")
+        made.set_defaults(run=run)
+        return made
+
+    def model(of: argparse.ArgumentParser, *names: str) -> None:
+        for name in names:
+            of.add_argument(
+                name, metavar=name.upper(), help="a preset, a run, a Hugging Face directory, or a spec's JSON file"
+            )
+        of.add_argument(
+            "--set", action="append", metavar="PATH=VALUE", help="change a preset's spec, as in attention.window=512"
+        )
+        of.add_argument("--text-only", action="store_true", help="of a multimodal checkpoint, the language model")
+
+    def as_json(of: argparse.ArgumentParser) -> None:
+        of.add_argument("--json", action="store_true", help="print JSON")
+
+    made = command("list", list_models, "Models as a table.", "list --family gemma3_text --sort parameters")
+    made.add_argument(
+        "models", nargs="*", metavar="MODEL", help="these only; presets, runs or Hugging Face directories"
+    )
+    made.add_argument("--family", default="", help="presets of one family")
+    made.add_argument("--sort", default="family", metavar="COLUMN", help="a column, as --json names it")
+    as_json(made)
+
+    made = command("show", show, "One model: its blocks, parameters, FLOPs and cache.", "show deepseek-v3")
+    model(made, "model")
+    made.add_argument("--spec", action="store_true", help="print the spec as JSON, to edit and train")
+    as_json(made)
+
+    made = command("diff", diff, "What differs between two models.", "diff olmo2-7b llama3.1-8b")
+    model(made, "a", "b")
+    as_json(made)
+
+    made = command("train", train, "Train a model on text.", "train deepseek-v3-nano --data my/texts --steps 1000")
+    made.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a preset or spec to initialise, or a trained model to go on with"
+    )
+    made.add_argument(
+        "--set", action="append", metavar="PATH=VALUE", help="change a preset's spec, as in attention.window=512"
+    )
+    made.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped, in its folder")
+    made.add_argument("--out", metavar="FOLDER", help="where to (default: runs/MODEL)")
+    made.add_argument("--data", nargs="+", metavar="SOURCE", help="files or folders of text, .jsonl, .parquet, or a Hugging Face "
+                      "dataset name (default: the source text of Python's standard library)")  # fmt: skip
+    made.add_argument("--tokenizer", default="bytes", help="bytes, bpe:SIZE (trained on the data), or a tokenizer.json")
+    for name, kind, default, about in (
+        ("steps", int, 300, "optimizer steps"),
+        ("batch", int, 16, "rows a step"),
+        ("length", int, 256, "tokens a row"),
+        ("accumulate", int, 1, "take a batch in this many parts"),
+        ("learning-rate", float, 2e-3, "at its peak"),
+        ("weight-decay", float, 0.1, "of matrices"),
+        ("seed", int, 0, "of initialisation and shuffling"),
+        ("evals", int, 5, "evaluations during the run"),
+        ("saves", int, 2, "checkpoints during the run"),
+    ):
+        made.add_argument(f"--{name}", type=kind, default=default, help=f"{about} (default: {default})")
+    made.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    made.add_argument("--schedule", choices=("wsd", "cosine"), default="wsd")
+    made.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation; parameters are float32"
+    )
+    made.add_argument(
+        "--remat",
+        choices=("none", "dots", "dots_all", "full"),
+        default="none",
+        help="what the backward pass recomputes",
+    )
+    as_json(made)
+
+    made = command("generate", generate, "Continue a text.", "generate runs/demo --prompt 'def main('")
+    model(made, "model")
+    made.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times (default: stdin)")
+    made.add_argument("--tokens", type=int, default=64, help="how many more (default: 64)")
+    made.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--no-stop", action="store_true", help="go on after an end-of-text token")
+    made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    as_json(made)
+
+    made = command("export", export, "Write a model as a Hugging Face directory.", "export runs/demo runs/demo/export")
+    model(made, "model")
+    made.add_argument("out", metavar="FOLDER")
+    made.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors (default: as they are)"
+    )
+
+    made = command(
+        "import", import_, "Make a run of a Hugging Face directory, to train.", "import Llama-3.2-1B runs/llama"
+    )
+    model(made, "model")
+    made.add_argument("out", metavar="FOLDER")
+    return top
+
+
+def _version() -> str:
+    from . import __version__
+
+    return __version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""What the whole suite shares: a tiny run, trained once, with all that a run leaves behind."""
+
+from pathlib import Path
+
+import pytest
+
+TINY = (
+    "--set", "width=32", "--set", "depth=3", "--set", "attention.heads=2", "--set", "attention.nope_dim=8",
+    "--set", "attention.value_dim=8", "--set", "attention.kv_rank=16", "--set", "attention.q_rank=16",
+    "--set", "attention.rope.dim=8", "--set", "mlp[0].ffn=48", "--set", "mlp[1].experts=8", "--set", "mlp[1].ffn=16",
+    "--set", "mlp[1].router.top_k=2", "--set", "mlp[1].shared.ffn=16",
+)  # fmt: skip
+"""deepseek-v3-nano made small enough to train in a second."""
+
+TINY_RUN = (
+    "--steps",
+    "60",
+    "--batch",
+    "4",
+    "--length",
+    "64",
+    "--learning-rate",
+    "0.01",
+    "--evals",
+    "2",
+    "--saves",
+    "1",
+)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of documents with something to learn."""
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(24):
+        lines = [f"def function_{i}_{j}(argument):\n    return argument + {j}\n" for j in range(20)]
+        (folder / f"module_{i:02d}.py").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the command line."""
+    from archzoo.cli import main
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", "deepseek-v3-nano", *TINY, *TINY_RUN, "--data", str(text), "--out", str(out), "--json"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def exported(run: Path) -> Path:
+    """The same run as a Hugging Face directory."""
+    from archzoo.cli import main
+
+    out = run.parent / "exported"
+    assert main(["export", str(run), str(out)]) == 0
+    return out
