@@ -45,8 +45,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-# --- looking
-# ------------------------------------------------------------------------------------------------------------
+# --- looking ---------------------------------------------------------------------------------------------------------
 
 
 def list_models(options: argparse.Namespace) -> None:
@@ -119,8 +118,7 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
-# --- models
-# -------------------------------------------------------------------------------------------------------------
+# --- models ----------------------------------------------------------------------------------------------------------
 
 
 def _open(name: str, options: argparse.Namespace) -> "Model":
@@ -210,8 +208,7 @@ def _cast(params: Any, dtype: str | None) -> Any:
     return params if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-# --- training
-# -----------------------------------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------------------------------
 
 
 def train(options: argparse.Namespace) -> None:
@@ -224,7 +221,8 @@ def train(options: argparse.Namespace) -> None:
     if options.resume:
         if options.model:
             raise ValueError("--resume takes the model and its settings from the run; leave MODEL out")
-        out, (spec, settings), more = options.resume, resumable(options.resume), {"resume": True}
+        out, (spec, settings) = options.resume, resumable(options.resume)
+        more: dict[str, Any] = {"resume": True}
     else:
         if not options.model:
             raise ValueError("which model? archzoo train MODEL, or archzoo train --resume RUN")
@@ -264,8 +262,7 @@ def train(options: argparse.Namespace) -> None:
     )
 
 
-# --- the parser
-# ---------------------------------------------------------------------------------------------------------
+# --- the parser ------------------------------------------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,14 +6,14 @@ from the number of dimensions: a stacked norm scale has two and is no matrix."""
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
 from .block import PARTS
-from .decoder import Spec, param_shapes
+from .pattern import Run
 
 FEATURES = {"kv_heads": "heads", "q_per_kv": "heads", "head_dim": "heads", "nope_dim": "heads", "value_dim": "heads"}
 """Axes that together are one feature space: a matrix maps between two of those.
@@ -23,6 +23,20 @@ An axis that is not listed is one by itself.
 
 STACKED = ("layers", "experts")
 """Axes over independent copies."""
+
+
+class Model(Protocol):
+    """What is counted: a Spec (decoder.py), whose own methods count with these functions."""
+
+    @property
+    def tied(self) -> bool: ...
+    @property
+    def layers(self) -> Sequence[Any]: ...
+    @property
+    def runs(self) -> Sequence[Run]: ...
+    @property
+    def shapes(self) -> Any: ...
+    def __hash__(self) -> int: ...
 
 
 class Leaf(NamedTuple):
@@ -39,21 +53,23 @@ class Leaf(NamedTuple):
 
 
 @cache
-def leaves(spec: Spec) -> tuple[Leaf, ...]:
+def leaves(spec: Model) -> tuple[Leaf, ...]:
     """Every parameter of the model, in the order of its tree."""
-    return tuple(_leaves(spec, param_shapes(spec), spec, (), ()))
+    return tuple(_leaves(spec, spec.shapes, spec, (), ()))
 
 
-def _leaves(spec: Spec, tree: Any, owner: Any, path: tuple[str, ...], stacked: tuple[str, ...]) -> Iterator[Leaf]:
+def _leaves(spec: Model, tree: Any, owner: Any, path: tuple[str, ...], stacked: tuple[str, ...]) -> Iterator[Leaf]:
     legends = [sys.modules[type(owner).__module__]]
     for name, below in tree.items():
         if name.startswith("run_"):
             run = spec.runs[int(name[4:])]
             for p, layer in enumerate(run.period):
+                at = (name, f"layer_{p}")
                 for part, parameters in below[f"layer_{p}"].items():
-                    part_spec = getattr(layer, part) if part in PARTS else layer.block
-                    at = (name, f"layer_{p}", part)
-                    yield from _leaves(spec, parameters, part_spec, at, ("layers",))
+                    if part in PARTS:
+                        yield from _leaves(spec, parameters, getattr(layer, part), (*at, part), ("layers",))
+                    else:
+                        yield from _leaves(spec, {part: parameters}, layer.block, at, ("layers",))
         elif hasattr(below, "shape"):
             legend: dict[str, str] = getattr(legends[0], "AXES", {})
             letters = name.rpartition("_")[2]
@@ -64,13 +80,13 @@ def _leaves(spec: Spec, tree: Any, owner: Any, path: tuple[str, ...], stacked: t
             yield from _leaves(spec, below, getattr(owner, name, owner), (*path, name), stacked)
 
 
-def tree_of(spec: Spec, value: Callable[[Leaf], Any]) -> Any:
+def tree_of(spec: Model, value: Callable[[Leaf], Any]) -> Any:
     """A tree like the parameters, of a value computed from each."""
     values = {leaf.path: value(leaf) for leaf in leaves(spec)}
-    return jax.tree_util.tree_map_with_path(lambda path, _: values[tuple(key.key for key in path)], param_shapes(spec))
+    return jax.tree_util.tree_map_with_path(lambda path, _: values[tuple(key.key for key in path)], spec.shapes)
 
 
-def axes(spec: Spec) -> Any:
+def axes(spec: Model) -> Any:
     """The tree of logical axes, a tuple of names for each parameter: what shardings, optimizer masks and layouts
     follow from.
     """
@@ -98,15 +114,15 @@ def output_axes(leaf: Leaf) -> tuple[int, ...]:
     return tuple(i for i, a in enumerate(leaf.axes) if a not in STACKED and i not in inputs)
 
 
-def param_count(spec: Spec) -> int:
+def param_count(spec: Model) -> int:
     return sum(math.prod(leaf.shape) for leaf in leaves(spec))
 
 
-def active_param_count(spec: Spec) -> int:
+def active_param_count(spec: Model) -> int:
     return sum(math.prod(leaf.shape) * _selected(leaf) // _experts(leaf) for leaf in leaves(spec))
 
 
-def flops_per_token(spec: Spec, length: int) -> float:
+def flops_per_token(spec: Model, length: int) -> float:
     """2 a multiply-add, experts that are selected only, the embedding's look-up not, the head counted also where
     tied.
     """

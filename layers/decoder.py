@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from .accounting import active_param_count, flops_per_token, param_count
 from .block import PARTS
 from .cache import store
 from .dense import attach
@@ -88,6 +89,11 @@ class Spec:
         """The depth as scans (pattern.py)."""
         return runs(self.layers)
 
+    @property
+    def shapes(self) -> Any:
+        """The parameter tree as ShapeDtypeStructs; nothing is allocated."""
+        return param_shapes(self)
+
     def replace(self, changes: Mapping[str, Any] | None = None, /, **more: Any) -> "Spec":
         """This spec with fields set by path: `replace(depth=4)`, `replace(**{"attention.window": 512, "mlp[1].ffn":
         64})`.
@@ -111,22 +117,16 @@ class Spec:
 
     def param_count(self) -> int:
         """How many parameters the model has, from their shapes; router biases included."""
-        from .accounting import param_count
-
         return param_count(self)
 
     def active_param_count(self) -> int:
         """Parameters a token uses: all but the routed experts it does not select."""
-        from .accounting import active_param_count
-
         return active_param_count(self)
 
     def flops_per_token(self, length: int) -> float:
         """Forward matmul FLOPs a token, 2 a multiply-add, averaged over the positions of a causal sequence of this
         length.
         """
-        from .accounting import flops_per_token
-
         return flops_per_token(self, length)
 
     def cache_bytes(self, batch: int = 1, length: int = 4096, dtype: str = "bfloat16") -> int:
@@ -205,7 +205,7 @@ def _written(held: Any, new: Any, end: jax.Array) -> Any:
             part: {
                 name: store(entry, new[layer][part][name], end)
                 if "S" in name.rpartition("_")[2]
-                else new[layer][part][name]
+                else new[layer][part][name].astype(entry.dtype)
                 for name, entry in entries.items()
             }
             for part, entries in parts.items()

@@ -73,7 +73,9 @@ def _checked(spec: Spec, prompts: Any, max_new_tokens: int) -> list[np.ndarray[A
         if row.ndim != 1 or not row.size or not np.issubdtype(row.dtype, np.integer):
             raise ValueError(f"prompt {i} must be a non-empty list of token ids, not {row.dtype} of shape {row.shape}")
         if row.min() < 0 or row.max() >= spec.vocab:
-            raise ValueError(f"prompt {i} has token id {row.min() if row.min() < 0 else row.max()}, outside 0..{spec.vocab - 1}")
+            raise ValueError(
+                f"prompt {i} has token id {row.min() if row.min() < 0 else row.max()}, outside 0..{spec.vocab - 1}"
+            )
         if len(row) + max_new_tokens > spec.max_length:
             raise ValueError(
                 f"prompt {i} of {len(row)} tokens and {max_new_tokens} new ones exceed what the model takes: "
@@ -91,7 +93,7 @@ def _prefill(
     spec: Spec, execution: Execution, params: Any, tokens_BL: jax.Array, pad_B: jax.Array, room: int, dtype: str
 ) -> tuple[jax.Array, Any]:
     """The logits after the last token of each prompt [B, V], and the cache."""
-    cache = init_cache(spec, tokens_BL.shape[0], room, dtype, pad_B)
+    cache: Any = init_cache(spec, tokens_BL.shape[0], room, dtype, pad_B)
     model = Decoder(spec, execution)
     hidden_BLD, cache = model.apply({"params": params}, tokens_BL, cache, True, method="extend_hidden")
     return unembed(spec, params, hidden_BLD[:, -1], execution), cache

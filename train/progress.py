@@ -45,7 +45,8 @@ class _Words:
     """Loss, held-out loss and speed of a metrics line, remembering the last ones."""
 
     def __init__(self) -> None:
-        self.heldout, self.first, self.rate = "", None, 0.0
+        self.heldout, self.rate, self.pace = "", 0.0, 0.0
+        self.first: dict[str, Any] = {}
 
     def __call__(self, line: dict[str, Any]) -> str:
         self.first = self.first or line
