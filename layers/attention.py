@@ -183,10 +183,7 @@ def _in_windows(
     batch, length = q_BLKGE.shape[:2]
     count = -(-length // window)
     *before, new = keys
-    if before:  # a ring: put it in the order of its slots, which are the `window` before the first new one
-        order = (slots_L[0] + jnp.arange(window)) % window
-        before = [jax.tree.map(lambda x: x[:, order], before[0])]
-    else:
+    if not before:  # else a ring, which holds the `window` before the first new one: in what order, its slots say
         before = [jax.tree.map(lambda x: jnp.full_like(x[:, :window], -1), new)]
 
     def fold(x: jax.Array) -> jax.Array:  # [B, count * window, ...] -> [B * count, window, ...]

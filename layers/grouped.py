@@ -63,8 +63,8 @@ def spread(x_TD: jax.Array, plan: Plan) -> jax.Array:
 @jax.custom_vjp
 def collect(y_PD: jax.Array, plan: Plan) -> jax.Array:
     """The sum of the rows of each token's choices, the transpose of `spread`: [T, D]."""
-    rows = (y_PD[plan.place_TK[:, k]] for k in range(plan.place_TK.shape[1]))
-    return reduce(jax.lax.add, rows)
+    total: jax.Array = reduce(jax.lax.add, (y_PD[plan.place_TK[:, k]] for k in range(plan.place_TK.shape[1])))
+    return total
 
 
 # Both ways are gathers: left to itself, the gradient of a gather is a scatter, which no platform runs as well.
@@ -80,7 +80,9 @@ def grouped_matmul(x_PF: jax.Array, w_XFG: jax.Array, plan: Plan, block: int) ->
         product = jnp.dot(_rows(x_PF, i, block), w_XFG[plan.group_N[i]])
         return jax.lax.dynamic_update_slice(y_PG, product, (i * block, 0))
 
-    return jax.lax.fori_loop(0, plan.blocks, step, jnp.zeros((x_PF.shape[0], w_XFG.shape[2]), x_PF.dtype))
+    zeros_PG = jnp.zeros((x_PF.shape[0], w_XFG.shape[2]), x_PF.dtype)
+    y_PG: jax.Array = jax.lax.fori_loop(0, plan.blocks, step, zeros_PG)
+    return y_PG
 
 
 def _forward(x_PF: jax.Array, w_XFG: jax.Array, plan: Plan, block: int) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -94,14 +96,18 @@ def _backward(block: int, saved: tuple[Any, ...], dy_PG: jax.Array) -> tuple[jax
         dx_PF, dw_XFG = carry
         group, dy = plan.group_N[i], _rows(dy_PG, i, block)
         dx = jax.lax.dot_general(dy, w_XFG[group], (((1,), (1,)), ((), ())))
-        dw = jax.lax.dot_general(_rows(x_PF, i, block), dy, (((0,), (0,)), ((), ())))
+        dw = jax.lax.dot_general(
+            _rows(x_PF, i, block), dy, (((0,), (0,)), ((), ())), preferred_element_type=dw_XFG.dtype
+        )
         return (
             jax.lax.dynamic_update_slice(dx_PF, dx, (i * block, 0)),
             jax.lax.dynamic_update_slice(dw_XFG, (dw_XFG[group] + dw)[None], (group, 0, 0)),
         )
 
-    dx_PF, dw_XFG = jax.lax.fori_loop(0, plan.blocks, step, (jnp.zeros_like(x_PF), jnp.zeros_like(w_XFG)))
-    return dx_PF, dw_XFG, None
+    # A group's sum over its blocks is float32: in bfloat16 it stops growing after 256 of them.
+    start = jnp.zeros_like(x_PF), jnp.zeros_like(w_XFG, dtype=jnp.float32)
+    dx_PF, dw_XFG = jax.lax.fori_loop(0, plan.blocks, step, start)
+    return dx_PF, dw_XFG.astype(w_XFG.dtype), None
 
 
 grouped_matmul.defvjp(_forward, _backward)

@@ -23,7 +23,7 @@ class Run(NamedTuple):
 def expand(pattern: Sequence[Any], depth: int) -> tuple[Any, ...]:
     """The entry at each depth.
 
-    Raises ValueError for an empty pattern, a `...` elsewhere than last, or too long a pattern.
+    A pattern longer than the depth is cut. Raises ValueError for an empty pattern, or a `...` elsewhere than last.
     """
     entries, repeat_last = tuple(pattern), bool(pattern) and pattern[-1] is Ellipsis
     entries = entries[:-1] if repeat_last else entries
@@ -35,7 +35,7 @@ def expand(pattern: Sequence[Any], depth: int) -> tuple[Any, ...]:
 
 
 def runs(layers: Sequence[Hashable]) -> tuple[Run, ...]:
-    """The split with the fewest layer bodies to compile, and among those the fewest runs.
+    """The split with the fewest layer bodies to compile, among those the fewest runs, then the longest first period.
 
     Gemma 3's five local layers to one global, 26 deep, is a period of six four times and then two local layers;
     DeepSeek-V3 is 3 dense layers and 58 with experts."""
@@ -46,13 +46,12 @@ def runs(layers: Sequence[Hashable]) -> tuple[Run, ...]:
         if start == len(layers):
             return (0, 0), ()
         options = []
-        for period in range(1, len(layers) - start + 1):
-            body, repeats = layers[start : start + period], 1
-            while layers[start + repeats * period : start + (repeats + 1) * period] == body:
-                repeats += 1
-            for count in {1, repeats}:
-                (bodies, parts), rest = best(start + count * period)
-                options.append(((bodies + period, parts + 1), (Run(start, body, count), *rest)))
+        for period in range(len(layers) - start, 0, -1):
+            body, end = layers[start : start + period], start
+            while layers[end : end + period] == body:
+                end += period
+                (bodies, parts), rest = best(end)
+                options.append(((bodies + period, parts + 1), (Run(start, body, (end - start) // period), *rest)))
         return min(options, key=lambda option: option[0])
 
     # Depth first would recurse once a layer: fill the table from the end instead.

@@ -77,7 +77,7 @@ class Yarn:
         )
         low, high = (math.floor(low), math.ceil(high)) if self.truncate else (low, high)
         low, high = max(low, 0), min(high, dim - 1)
-        ramp = np.clip((np.arange(len(frequencies)) - low) / ((high - low) or 0.001), 0, 1)
+        ramp: Frequencies = np.clip((np.arange(len(frequencies)) - low) / ((high - low) or 0.001), 0, 1)
         return frequencies * (1 - ramp + ramp / self.factor)
 
     def amplitude(self) -> float:

@@ -13,7 +13,10 @@ it holds the legend, `AXES = {"D": "width", ...}`. A layer with an "experts" axi
 
 import dataclasses
 import json
+import reprlib
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -76,15 +79,15 @@ def from_plain(plain: Any, where: str = "spec") -> Any:
     missing = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING} - values.keys()
     if unknown or missing:
         raise ValueError(f"{where}: {plain['type']} has unknown fields {sorted(unknown)} and lacks {sorted(missing)}")
-    return cls(**values)
+    return _built(cls, values, f"{where}: {plain['type']}")
 
 
 _PACKAGE = __name__.rpartition(".")[0]
 
 
 def _type_name(cls: type) -> str:
-    """`attention:Attention` inside this package, `their.module:TheirAttention` for a user's own spec."""
-    return f"{cls.__module__.removeprefix(_PACKAGE + '.')}:{cls.__qualname__}"
+    """`.attention:Attention` inside this package, `their.module:TheirAttention` for a user's own spec."""
+    return f"{cls.__module__.removeprefix(_PACKAGE)}:{cls.__qualname__}"
 
 
 def _type_named(name: str, where: str) -> Any:
@@ -92,12 +95,21 @@ def _type_named(name: str, where: str) -> Any:
     anything.
     """
     module, _, cls = name.partition(":")
-    found = getattr(sys.modules.get(f"{_PACKAGE}.{module}") or sys.modules.get(module), cls, None)
+    found = getattr(sys.modules.get(_PACKAGE + module if module.startswith(".") else module), cls, None)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ValueError(
             f"{where} has type {name!r}, which is not a known spec; import the module that defines it first"
         )
     return found
+
+
+def _built(build: Callable[..., Any], values: dict[str, Any], where: str) -> Any:
+    """A spec's fields from a file or a flag: a value of the wrong type is refused like any other."""
+    try:
+        return build(**values)
+    except TypeError as error:
+        given = ", ".join(f"{name}={reprlib.repr(value)}" for name, value in values.items())
+        raise ValueError(f"{where} cannot be made with {given}: {error}") from None
 
 
 def parse_json(text: str) -> Any:
@@ -112,24 +124,27 @@ def parse_json(text: str) -> Any:
 # --------------------------------------------------------------------------------------------------------------
 
 
+class Edit(NamedTuple):
+    """A value for the fields that `path` leads to; `steps` are those still to go."""
+
+    path: str
+    steps: tuple[str, ...]
+    value: Any
+
+
 def replace(spec: S, changes: dict[str, Any]) -> S:
     """Sets fields by path: `depth`, `attention.window` (in every pattern entry that has it), `attention[0].window`
-    (in one).
+    (in one). Changes to one spec are made at once, so that they need to fit only together.
 
     Raises ValueError listing the paths there are when one matches nothing.
     """
-    direct = {path: value for path, value in changes.items() if "." not in path and "[" not in path}
-    for path in direct:
-        if not hasattr(spec, path):
-            raise ValueError(_no_match(spec, path))
-    spec = dataclasses.replace(spec, **direct)  # type: ignore[type-var]
-    for path, value in changes.items():
-        if path not in direct:
-            edited = _set(spec, path.replace("[", ".[").split("."), value)
-            if edited is None:
-                raise ValueError(_no_match(spec, path))
-            spec = edited
-    return spec
+    edits = [Edit(path, tuple(path.replace("[", ".[").split(".")), value) for path, value in changes.items()]
+    matched: set[str] = set()
+    edited: S = _edited(spec, edits, matched)
+    for path in changes:
+        if path not in matched:
+            raise ValueError(f"{path!r} matches nothing in this spec; its paths are {', '.join(sorted(paths(spec)))}")
+    return edited
 
 
 def paths(spec: Any, prefix: str = "") -> dict[str, Any]:
@@ -146,27 +161,21 @@ def paths(spec: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _set(node: Any, steps: list[str], value: Any) -> Any:
-    """The node with the value set below it, or None if nothing there matches."""
-    if not steps:
-        return value
-    step, rest = steps[0], steps[1:]
+def _edited(node: Any, edits: list[Edit], matched: set[str]) -> Any:
+    """The node with every edit that leads to it or below it; their paths join `matched`."""
+    for edit in edits:
+        if not edit.steps:
+            node = edit.value
+            matched.add(edit.path)
+    edits = [edit for edit in edits if edit.steps]
     if isinstance(node, tuple):
-        chosen = int(step[1:-1]) if step[:1] == "[" and step[1:-1].isdigit() else None
-        if chosen is not None:
-            edits = [_set(entry, rest, value) if i == chosen else None for i, entry in enumerate(node)]
-        else:
-            edits = [_set(entry, steps, value) for entry in node]
-        if all(edit is None for edit in edits):
-            return None
-        return tuple(entry if edit is None else edit for entry, edit in zip(node, edits, strict=True))
-    if not dataclasses.is_dataclass(node) or step not in {f.name for f in dataclasses.fields(node)}:
-        return None
-    if not rest:
-        return dataclasses.replace(node, **{step: value})  # type: ignore[type-var]
-    below = _set(getattr(node, step), rest, value)
-    return None if below is None else dataclasses.replace(node, **{step: below})  # type: ignore[type-var]
+        return tuple(_edited(entry, edits + _below(edits, f"[{i}]"), matched) for i, entry in enumerate(node))
+    names = [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
+    below = {name: _below(edits, name) for name in names}
+    values = {name: _edited(getattr(node, name), below[name], matched) for name in names if below[name]}
+    return _built(partial(dataclasses.replace, node), values, type(node).__name__) if values else node
 
 
-def _no_match(spec: Any, path: str) -> str:
-    return f"{path!r} matches nothing in this spec; its paths are {', '.join(sorted(paths(spec)))}"
+def _below(edits: list[Edit], step: str) -> list[Edit]:
+    """What is left of the edits that lead through this step."""
+    return [edit._replace(steps=edit.steps[1:]) for edit in edits if edit.steps[0] == step]

@@ -29,7 +29,11 @@ def read(c: Fields) -> Spec:
     c.only("head_dim", rope_dim)
     c.only("qk_head_dim", rope_dim + nope_dim)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
-    ffn, shared, count = c.int("moe_intermediate_size"), c.int("n_shared_experts", 1), c.int("n_group", 8)
+    ffn, shared, count = (
+        c.int("moe_intermediate_size"),
+        c.int("n_shared_experts", 1, least=1),
+        c.int("n_group", 8, least=1),
+    )
     router = Router(
         top_k=c.int("num_experts_per_tok"),
         score="sigmoid",
@@ -142,12 +146,12 @@ V3 = model(latent(128, 1e4, YARN), 3, 18432, experts(256, 8, 2048, Groups(count=
 K2_YARN = Yarn(factor=32.0, original_length=4096, fast=1.0, mscale=1.0, mscale_all_dim=1.0)
 K2 = model(latent(64, 5e4, K2_YARN), 1, 18432, experts(384, 8, 2048, None, 2.827), width=7168, depth=61)
 NANO = model(
-    LatentAttention(heads=6, nope_dim=32, value_dim=32, kv_rank=64, q_rank=96, rope=Rope(dim=16, interleaved=True)),
+    LatentAttention(heads=4, nope_dim=32, value_dim=32, kv_rank=48, q_rank=64, rope=Rope(dim=16, interleaved=True)),
     dense=1,
-    ffn=512,
-    moe=experts(16, 4, 96, Groups(count=4, kept=2), 2.5),
-    width=192,
-    depth=6,
+    ffn=320,
+    moe=experts(16, 4, 64, Groups(count=4, kept=2), 2.5),
+    width=128,
+    depth=4,
 )
 
 FAMILY = Family(
@@ -162,9 +166,7 @@ FAMILY = Family(
         "deepseek_v3",
         {
             "deepseek-v3": V3,
-            "kimi-k2": K2.replace(
-                vocab=163_840, max_length=131_072, bos_id=163_584, eos_ids=(163_585,), pad_id=163_839
-            ),
+            "kimi-k2": K2.replace(vocab=163_840, max_length=131_072, bos_id=163_584, eos_ids=(163_585,)),
             "deepseek-v3-nano": NANO.replace(vocab=257, max_length=4096, bos_id=256, eos_ids=(256,)),
         },
     ),
