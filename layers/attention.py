@@ -144,11 +144,17 @@ def _attend(
             seen_BLM &= segments_BL[:, :, None] == part.segments_BM[:, None, :]
         return jnp.where(seen_BLM[:, None, None], scores, HIDDEN)
 
-    weights = jax.nn.softmax(jnp.concatenate([scores_BKGLM(part) for part in keys], axis=-1), axis=-1)
+    # A softmax whose sum divides the output, which is smaller than the weights: two passes over those less.
+    scores = jnp.concatenate([scores_BKGLM(part) for part in keys], axis=-1)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total_BLKG1 = jnp.moveaxis(jnp.sum(weights, axis=-1, keepdims=True), 3, 1)
     ends = list(accumulate(part.k_BMKE.shape[1] for part in keys))
     parts = jnp.split(weights.astype(q_BLKGE.dtype), ends[:-1], axis=-1)
-    out = [jnp.einsum("BKGLM,BMKU->BLKGU", w, part.v_BMKU) for w, part in zip(parts, keys, strict=True)]
-    return sum(out[1:], start=out[0])
+    out = [
+        jnp.einsum("BKGLM,BMKU->BLKGU", w, part.v_BMKU, preferred_element_type=jnp.float32)
+        for w, part in zip(parts, keys, strict=True)
+    ]
+    return (sum(out[1:], start=out[0]) / total_BLKG1).astype(q_BLKGE.dtype)
 
 
 def _in_query_blocks(
