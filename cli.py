@@ -76,11 +76,11 @@ def show(options: argparse.Namespace) -> None:
 
     model = _open(options.model, options)
     if options.json:
-        print(json.dumps(details(model.name, model.spec), indent=1))
+        print(json.dumps(details(model.name, model.spec, options.length), indent=1))
     elif options.spec:
         print(model.spec.to_json())
     else:
-        print(drawn(model.name, model.spec))
+        print(drawn(model.name, model.spec, options.length))
 
 
 def diff(options: argparse.Namespace) -> None:
@@ -298,6 +298,7 @@ def parser() -> argparse.ArgumentParser:
 
     made = command("show", show, "One model: its blocks, parameters, FLOPs and cache.", "show deepseek-v3")
     model(made, "model")
+    made.add_argument("--length", type=int, default=4096, help="tokens to count FLOPs and cache for (default: 4096)")
     made.add_argument("--spec", action="store_true", help="print the spec as JSON, to edit and train")
     as_json(made)
 

@@ -36,7 +36,7 @@ def refused(output: Output, *arguments: str) -> str:
     return printed.err if code == 2 else lines[0]
 
 
-# --- looking
+# --- looking ---------------------------------------------------------------------------------------------------------
 
 
 def test_list_has_every_preset_with_its_counts(capsys: Output) -> None:
@@ -78,7 +78,7 @@ def test_diff_names_what_differs_and_by_how_much(capsys: Output) -> None:
     assert "vocab" not in found["fields"]
 
 
-# --- models
+# --- models ----------------------------------------------------------------------------------------------------------
 
 
 def test_export_holds_the_runs_parameters_and_import_brings_them_back(
@@ -105,7 +105,7 @@ def test_training_goes_on_from_an_exported_model(capsys: Output, exported: Path,
     assert load_hf(exported)[0].vocab == 257
 
 
-# --- mistakes
+# --- mistakes --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Sequence
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 64, 24, 48, 52
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 440, 64, 24, 68, 52
 INK, FAINT, TRAIN, HELDOUT = "#333333", "#dddddd", "#7fa8d1", "#c2410c"
 
 Points = Sequence[tuple[float, float]]
@@ -49,7 +49,7 @@ def loss_curve(title: str, train: Points, heldout: Points, unigram: float) -> st
         x = at(tick, low).split(",")[0]
         parts.append(text(float(x), HEIGHT - BOTTOM + 20, f"{tick:g}", 'text-anchor="middle"'))
     parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "step", 'text-anchor="middle"'))
-    parts.append(text(16, TOP - 8, "nats a token"))
+    parts.append(text(16, TOP - 14, "nats a token"))
     parts.append(line([(0, unigram), (last, unigram)], INK, 'stroke-dasharray="4 4"'))
     parts.append(text(WIDTH - RIGHT, float(at(0, unigram).split(",")[1]) - 6, "unigram entropy", 'text-anchor="end"'))
     parts.append(line(train, TRAIN, 'stroke-opacity="0.45"'))

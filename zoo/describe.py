@@ -16,9 +16,11 @@ LENGTH = 4096
 """Tokens for which FLOPs and cache are told, where the model takes so many."""
 
 
-def summary(name: str, spec: Spec) -> dict[str, Any]:
-    """The line of a model in a table: plain data."""
-    length = min(LENGTH, spec.max_length)
+def summary(name: str, spec: Spec, length: int = LENGTH) -> dict[str, Any]:
+    """The line of a model in a table: plain data. FLOPs and bfloat16 cache are those of `length` tokens, if it takes so
+    many; full_cache_bytes is what every head's keys and values at every token would take.
+    """
+    length = min(length, spec.max_length)
     grown = spec.cache_bytes(1, length) - spec.cache_bytes(1, length - 1)
     return {
         "name": name,
@@ -34,12 +36,13 @@ def summary(name: str, spec: Spec) -> dict[str, Any]:
         "context": spec.max_length,
         "cache_bytes_per_token": grown,
         "cache_bytes": spec.cache_bytes(1, length),
+        "full_cache_bytes": 2 * length * sum(_full(layer.attention) for layer in spec.layers),
         "cache_length": length,
         "flops_per_token": spec.flops_per_token(length),
     }
 
 
-def details(name: str, spec: Spec) -> dict[str, Any]:
+def details(name: str, spec: Spec, length: int = LENGTH) -> dict[str, Any]:
     """`summary`, with the runs of layers, the parameters by part, and the spec's paths."""
     parts: Counter[str] = Counter()
     for leaf in leaves(spec):
@@ -60,12 +63,12 @@ def details(name: str, spec: Spec) -> dict[str, Any]:
     ]
     plain_runs = [run | {"period": [_words(layer) for layer in run["period"]]} for run in runs]  # type: ignore[attr-defined]
     paths = {path: _json(value) for path, value in spec.paths().items()}
-    return summary(name, spec) | {"parts": dict(parts.most_common()), "runs": plain_runs, "paths": paths}
+    return summary(name, spec, length) | {"parts": dict(parts.most_common()), "runs": plain_runs, "paths": paths}
 
 
-def drawn(name: str, spec: Spec) -> str:
+def drawn(name: str, spec: Spec, length: int = LENGTH) -> str:
     """The model as text: what each run of layers does to the residual x, then where parameters, FLOPs and cache go."""
-    told = details(name, spec)
+    told = details(name, spec, length)
     scaled = f" * {spec.embedding_scale:.4g}" if spec.embedding_scale != 1 else ""
     lines = [
         f"{name}: {amount(told['parameters'])} parameters, {amount(told['active'])} active",
@@ -91,7 +94,8 @@ def drawn(name: str, spec: Spec) -> str:
             "",
             f"  {amount(told['flops_per_token'])} FLOPs a token forward at {told['cache_length']:,} tokens",
             f"  {amount(told['cache_bytes'])}B of bfloat16 cache for {told['cache_length']:,} tokens, "
-            f"{told['cache_bytes_per_token']:,} B for one more",
+            f"{told['cache_bytes_per_token']:,} B for one more; all keys and values would take "
+            f"{amount(told['full_cache_bytes'])}B",
             f"  {spec.depth} layers in {len(told['runs'])} runs: {bodies} layer bodies to compile",
         ]
     )
@@ -123,6 +127,13 @@ def _words(layer: Layer) -> dict[str, str]:
         "mlp": _mlp(layer.mlp, full=True),
         "norms": _placement(layer.block),
     }
+
+
+def _full(spec: Any) -> int:
+    """Numbers that the keys and values of all its key-value heads are, for one token."""
+    if isinstance(spec, LatentAttention):
+        return spec.heads * (spec.nope_dim + spec.rope.dim + spec.value_dim)
+    return 2 * spec.kv_heads * spec.head_dim if isinstance(spec, Attention) else 0
 
 
 def _attention(spec: Any, full: bool = False) -> str:
