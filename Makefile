@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 
 demo: $(VENV)/base  ## train a small DeepSeek-V3 on real text, export it, generate from the export
 	rm -rf runs/demo
-	$(BIN)/archzoo train deepseek-v3-nano --out runs/demo --minutes 4
+	$(BIN)/archzoo train deepseek-v3-nano --out runs/demo
 	$(BIN)/archzoo export runs/demo runs/demo/export
 	$(BIN)/archzoo generate runs/demo/export --prompt 'def main(' --tokens 200
 

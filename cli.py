@@ -62,13 +62,14 @@ def list_models(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(rows, indent=1))
         return
-    columns = ("name", "family", "parameters", "active", "layers", "attention", "mlp", "norm", "context", "B/token")
-    table = [
-        [*(row[key] if isinstance(row[key], str) else f"{row[key]:,}" if key in ("layers", "context") else amount(row[key])
-           for key in columns[:-1]), f"{row['cache_bytes_per_token']:,}"]
-        for row in rows
-    ]  # fmt: skip
-    _print_table(columns, table)
+    told: dict[str, Callable[[Any], str]] = {
+        **dict.fromkeys(("name", "family", "attention", "mlp", "norm"), str),
+        **dict.fromkeys(("parameters", "active"), amount),
+        **dict.fromkeys(("layers", "context"), "{:,}".format),
+    }
+    columns = ("name", "family", "parameters", "active", "layers", "attention", "mlp", "norm", "context")
+    table = [[*(told[c](row[c]) for c in columns), f"{row['cache_bytes_per_token']:,}"] for row in rows]
+    _print_table((*columns, "B/token"), table)
 
 
 def show(options: argparse.Namespace) -> None:
@@ -229,11 +230,12 @@ def train(options: argparse.Namespace) -> None:
         model = _open(options.model, options)
         out, spec = options.out or os.path.join("runs", os.path.basename(os.path.normpath(model.name))), model.spec
         more = {"params": model.load(), "tokenizer": model.tokenizer()} if model.trained else {}
+        peak = 1e-4 if model.trained else 4e-3
         settings = Settings(
             optimizer=Optimizer(
                 steps=options.steps,
                 name=options.optimizer,
-                learning_rate=options.learning_rate,
+                learning_rate=peak if options.learning_rate is None else options.learning_rate,
                 schedule=options.schedule,
                 weight_decay=options.weight_decay,
             ),
@@ -315,22 +317,25 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped, in its folder")
     made.add_argument("--out", metavar="FOLDER", help="where to (default: runs/MODEL)")
-    made.add_argument("--data", nargs="+", metavar="SOURCE", help="files or folders of text, .jsonl, .parquet, or a Hugging Face "
-                      "dataset name (default: the source text of Python's standard library)")  # fmt: skip
+    sources = "files or folders of text, .jsonl, .parquet, or a Hugging Face dataset name"
+    standard = "the source text of Python's standard library"
+    made.add_argument("--data", nargs="+", metavar="SOURCE", help=f"{sources} (default: {standard})")
     made.add_argument("--tokenizer", default="bytes", help="bytes, bpe:SIZE (trained on the data), or a tokenizer.json")
     for name, kind, default, about in (
-        ("steps", int, 300, "optimizer steps"),
-        ("batch", int, 16, "rows a step"),
+        ("steps", int, 320, "optimizer steps"),
+        ("batch", int, 8, "rows a step"),
         ("length", int, 256, "tokens a row"),
         ("accumulate", int, 1, "take a batch in this many parts"),
-        ("learning-rate", float, 2e-3, "at its peak"),
         ("weight-decay", float, 0.1, "of matrices"),
         ("seed", int, 0, "of initialisation and shuffling"),
         ("evals", int, 5, "evaluations during the run"),
         ("saves", int, 2, "checkpoints during the run"),
     ):
         made.add_argument(f"--{name}", type=kind, default=default, help=f"{about} (default: {default})")
-    made.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    made.add_argument(
+        "--learning-rate", type=float, help="at its peak (default: 4e-3, or 1e-4 to go on with a trained model)"
+    )
+    made.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     made.add_argument("--schedule", choices=("wsd", "cosine"), default="wsd")
     made.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation; parameters are float32"

@@ -13,19 +13,9 @@ TINY = (
 """deepseek-v3-nano made small enough to train in a second."""
 
 TINY_RUN = (
-    "--steps",
-    "60",
-    "--batch",
-    "4",
-    "--length",
-    "64",
-    "--learning-rate",
-    "0.01",
-    "--evals",
-    "2",
-    "--saves",
-    "1",
-)
+    "--steps", "60", "--batch", "4", "--length", "64", "--learning-rate", "0.01", "--optimizer", "adamw",
+    "--evals", "2", "--saves", "1",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The command line: each command does its work on whatever names a model, and a mistake is one line and an exit code."""
+"""The command line: each command works on whatever names a model; a mistake is one line and an exit code."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from archzoo import MODELS
 from archzoo.cli import main
 from archzoo.zoo.huggingface import load_hf

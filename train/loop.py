@@ -53,7 +53,7 @@ class Settings:
     data: tuple[str, ...] = ()
     tokenizer: str = "bytes"
     length: int = 256
-    batch: int = 16
+    batch: int = 8
     accumulate: int = 1
     seed: int = 0
     execution: Execution = Execution()

@@ -3,6 +3,7 @@
 import xml.etree.ElementTree as ET
 
 import pytest
+
 from archzoo.train.curve import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, loss_curve, smoothed
 
 
