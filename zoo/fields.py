@@ -4,23 +4,24 @@ to be inert.
 Two dialects are read and written. transformers 4 spells rope as `rope_theta` and `rope_scaling`, transformers 5 as
 one dict `rope_parameters`."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from functools import partial
+from typing import Any
 
 from ..layers.rope import Linear, Llama3, Rope, Yarn
 
-T = TypeVar("T", int, float, bool, str)
 Config = Mapping[str, Any]
 
-INERT = frozenset(
-    """_name_or_path architectures auto_map dtype torch_dtype transformers_version model_type use_cache
-    initializer_range output_router_logits router_aux_loss_coef aux_loss_alpha seq_aux pretraining_tp ep_size
-    return_dict output_attentions output_hidden_states cache_implementation num_nextn_predict_layers num_mtp_layers
-    quantization_config is_encoder_decoder tokenizer_class task_specific_params problem_type chunk_size_feed_forward
-    id2label label2id _attn_implementation _attn_implementation_autoset unsloth_fixed max_length min_length do_sample
-    temperature top_k top_p""".split()
-)
+_INERT = """
+_name_or_path architectures auto_map dtype torch_dtype transformers_version model_type use_cache initializer_range
+output_router_logits router_aux_loss_coef aux_loss_alpha seq_aux pretraining_tp ep_size return_dict
+output_attentions output_hidden_states cache_implementation num_nextn_predict_layers num_mtp_layers
+quantization_config is_encoder_decoder tokenizer_class task_specific_params problem_type chunk_size_feed_forward
+id2label label2id _attn_implementation _attn_implementation_autoset unsloth_fixed max_length min_length do_sample
+temperature top_k top_p
+"""
+INERT = frozenset(_INERT.split())
 """Fields of any family that do not change the mathematics of a forward pass (quantisation is undone when tensors
 are read).
 """
@@ -31,10 +32,13 @@ _REQUIRED: Any = object()
 class Fields:
     """A config whose fields are taken by name and type; remembers which were, so that `finish` can refuse the
     others.
+
+    within: the field that holds this config, with a dot, for one inside another.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, within: str = "") -> None:
         self.config = config
+        self.within = within
         self.taken: set[str] = set()
 
     def get(self, name: str, default: Any = _REQUIRED) -> Any:
@@ -42,32 +46,38 @@ class Fields:
         self.taken.add(name)
         value = self.config.get(name)
         if value is None and default is _REQUIRED:
-            raise ValueError(f"config field {name!r} is missing")
+            raise ValueError(f"config field {self.within + name!r} is missing")
         return default if value is None else value
 
-    def int(self, name: str, default: Any = _REQUIRED) -> Any:
-        return self._typed(name, default, "an integer", lambda value: type(value) is int)
+    def int(self, name: str, default: Any = _REQUIRED, least: Any = 0) -> Any:
+        kind = f"an integer of at least {least}"
+        return self._typed(name, default, kind, lambda value: type(value) is int and value >= least)
 
     def float(self, name: str, default: Any = _REQUIRED) -> Any:
-        value = self._typed(name, default, "a number", lambda value: type(value) in (int, float))
+        value = self._typed(name, default, "a finite number", _is_finite)
         return float(value) if type(value) is int else value
 
     def bool(self, name: str, default: Any = _REQUIRED) -> Any:
         return self._typed(name, default, "true or false", lambda value: type(value) is bool)
 
-    def only(self, name: str, *allowed: Any) -> None:
-        """Refuses any value but these, the first of which is the default: others would change the mathematics."""
-        value = self.get(name, allowed[0])
-        if value not in allowed:
-            raise ValueError(f"config field {name!r} is {value!r}, which is not supported; supported: {allowed[0]!r}")
+    def list(self, name: str, default: Any = _REQUIRED) -> Any:
+        return self._typed(name, default, "a list", lambda value: isinstance(value, list | tuple))
+
+    def nested(self, name: str) -> "Fields":
+        """The config inside this field, empty if there is none."""
+        value = self._typed(name, {}, "an object", lambda value: isinstance(value, Mapping))
+        return Fields(value, f"{self.within}{name}.")
+
+    def only(self, name: str, allowed: Any) -> None:
+        """Refuses any value but this one, the default: others would change the mathematics."""
+        if self.get(name, allowed) != allowed:
+            raise ValueError(self._unsupported(name, repr(allowed)))
 
     def choice(self, name: str, default: str, allowed: Iterable[str]) -> str:
-        value = str(self.get(name, default))
-        if value not in allowed:
-            raise ValueError(
-                f"config field {name!r} is {value!r}, which is not supported; supported: {', '.join(allowed)}"
-            )
-        return value
+        value = self.get(name, default)
+        if value not in tuple(allowed):
+            raise ValueError(self._unsupported(name, ", ".join(allowed)))
+        return str(value)
 
     def over(self, defaults: Config) -> "Fields":
         """The same config with defaults for what it leaves out; what is taken counts for both."""
@@ -80,7 +90,7 @@ class Fields:
         value = self.get(name, ())
         ids = tuple(value) if isinstance(value, list | tuple) else (value,)
         if not all(type(item) is int for item in ids):
-            raise ValueError(f"config field {name!r} is {value!r}; it takes a token id or a list of them")
+            raise ValueError(f"config field {name!r} is {value!r:.80}; it takes a token id or a list of them")
         return ids
 
     def finish(self, inert: frozenset[str], ignore: tuple[str, ...] = ()) -> None:
@@ -92,11 +102,25 @@ class Fields:
                     f"if it does not, pass ignore=({name!r},)"
                 )
 
+    def finish_nested(self, kind: str) -> None:
+        """Refuses the fields of a nested config that were not taken and are not null; `kind` says what it describes."""
+        for name, value in self.config.items():
+            if name not in self.taken and value is not None:
+                raise ValueError(f"config field {self.within + name!r} ({value!r:.60}) is not one that {kind} takes")
+
     def _typed(self, name: str, default: Any, kind: str, holds: Callable[[Any], Any]) -> Any:
         value = self.get(name, default)
         if value is not default and not holds(value):
-            raise ValueError(f"config field {name!r} is {value!r}; it takes {kind}")
+            raise ValueError(f"config field {self.within + name!r} is {value!r:.80}; it takes {kind}")
         return value
+
+    def _unsupported(self, name: str, supported: str) -> str:
+        value = self.config[name]
+        return f"config field {self.within + name!r} is {value!r:.80}, which is not supported; supported: {supported}"
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 # --- what all families spell alike
@@ -141,18 +165,18 @@ SCALINGS: dict[str, tuple[type, dict[str, str]]] = {
         Llama3,
         {
             "factor": "factor",
-            "low_freq_factor": "low",
-            "high_freq_factor": "high",
-            "original_max_position_embeddings": "original_length",
+            "low": "low_freq_factor",
+            "high": "high_freq_factor",
+            "original_length": "original_max_position_embeddings",
         },
     ),
     "yarn": (
         Yarn,
         {
             "factor": "factor",
-            "original_max_position_embeddings": "original_length",
-            "beta_fast": "fast",
-            "beta_slow": "slow",
+            "original_length": "original_max_position_embeddings",
+            "fast": "beta_fast",
+            "slow": "beta_slow",
             "mscale": "mscale",
             "mscale_all_dim": "mscale_all_dim",
             "attention_factor": "attention_factor",
@@ -160,53 +184,45 @@ SCALINGS: dict[str, tuple[type, dict[str, str]]] = {
         },
     ),
 }
-"""rope_type -> the scaling's class, and its Hugging Face fields -> the class's fields."""
+"""rope_type -> the scaling's class, and its fields -> their names in Hugging Face's configs."""
 
 
 def read_rope(c: Fields, dim: int, *, interleaved: bool = False) -> Rope:
-    """The rope of a config that has one, in either dialect."""
-    parameters = c.get("rope_parameters", None)
-    theta, scaling = c.float("rope_theta", 10_000.0), c.get("rope_scaling", None)
-    if parameters is not None:
-        return rope_of(parameters, dim, c.int("max_position_embeddings"), "rope_parameters", theta, interleaved)
-    return rope_of(scaling or {}, dim, c.int("max_position_embeddings"), "rope_scaling", theta, interleaved)
+    """The rope of a config that has one for all layers, in either dialect."""
+    spellings = [c.nested("rope_parameters"), c.nested("rope_scaling")]
+    return rope_of(
+        spellings, dim, c.int("max_position_embeddings"), c.float("rope_theta", 10_000.0), interleaved=interleaved
+    )
 
 
-def rope_of(
-    parameters: Config, dim: int, max_length: int, where: str, theta: float = 10_000.0, interleaved: bool = False
-) -> Rope:
-    """A Rope from the dict that describes it. Raises ValueError naming a key that is not supported."""
-    if not isinstance(parameters, Mapping):
-        raise ValueError(f"config field {where!r} is {parameters!r}; it takes an object")
-    keys = {k: v for k, v in parameters.items() if v is not None and k not in ("rope_type", "type")}
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    theta = float(keys.pop("rope_theta", theta))
-    dim = int(dim * keys.pop("partial_rotary_factor", 1.0))
-    if kind == "default":
-        keys.pop("original_max_position_embeddings", None)
-        names: dict[str, str] = {}
-    elif kind in SCALINGS:
-        names = SCALINGS[kind][1]
-        if "original_length" in names.values():
-            keys.setdefault("original_max_position_embeddings", max_length)
-    else:
-        raise ValueError(f"config field {where!r} has rope_type {kind!r}; supported: default, {', '.join(SCALINGS)}")
-    unknown = sorted(keys.keys() - names.keys())
-    if unknown:
-        raise ValueError(f"config field {where!r} has {unknown[0]!r}, which rope_type {kind!r} does not take")
-    scaling = None
+def rope_of(spellings: Sequence[Fields], dim: int, max_length: int, theta: float, *, interleaved: bool = False) -> Rope:
+    """The Rope that these configs describe, of which some or all may be empty.
+
+    Raises ValueError where two disagree, or for a field that the rope_type does not take."""
+    found = {p.within[:-1]: _scaled(p, dim, max_length, theta, interleaved) for p in spellings if p.config}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"config fields {' and '.join(map(repr, found))} describe different ropes; keep one")
+    return next(iter(found.values()), Rope(dim=dim, theta=theta, interleaved=interleaved))
+
+
+def _scaled(p: Fields, dim: int, max_length: int, theta: float, interleaved: bool) -> Rope:
+    kind = p.choice("type", "default", ("default", *SCALINGS))
+    kind = p.choice("rope_type", kind, ("default", *SCALINGS))
+    theta, scaling = p.float("rope_theta", theta), None
+    p.only("partial_rotary_factor", 1.0)
     if kind != "default":
-        cls = SCALINGS[kind][0]
-        if "factor" not in keys:
-            raise ValueError(f"config field {where!r} has no 'factor', which rope_type {kind!r} needs")
-        floats = {f.name for f in fields(cls) if "float" in str(f.type)}
-        values = {names[key]: value for key, value in keys.items()}
-        scaling = cls(**{name: float(v) if name in floats else v for name, v in values.items()})
+        cls, names = SCALINGS[kind]
+        defaults = {f.name: _REQUIRED if f.default is MISSING else f.default for f in fields(cls)}
+        defaults |= {"original_length": max_length} if "original_length" in defaults else {}
+        positive = partial(p.int, least=1)
+        readers = {f.name: positive if f.type is int else p.bool if f.type is bool else p.float for f in fields(cls)}
+        scaling = cls(**{name: readers[name](names[name], default) for name, default in defaults.items()})
+    p.finish_nested(f"rope_type {kind!r}")
     return Rope(dim=dim, theta=theta, scaling=scaling, interleaved=interleaved)
 
 
 def write_rope(rope: Rope, dialect: int) -> dict[str, Any]:
-    """The config fields of a rope whose theta and scaling hold for all layers."""
+    """The config fields of a rope that holds for all layers."""
     if dialect >= 5:
         return {"rope_parameters": rope_parameters(rope)}
     scaling = rope_parameters(rope)
@@ -214,11 +230,12 @@ def write_rope(rope: Rope, dialect: int) -> dict[str, Any]:
 
 
 def rope_parameters(rope: Rope) -> dict[str, Any]:
-    """The dict that describes a rope in transformers 5."""
+    """The dict that describes a rope in transformers 5; fields at their defaults are left out where those are None or
+    True.
+    """
     for kind, (cls, names) in SCALINGS.items():
         if isinstance(rope.scaling, cls):
-            values = {key: getattr(rope.scaling, name) for key, name in names.items()}
-            defaults = {names_: None for names_ in names} | {"truncate": True}
-            kept = {key: value for key, value in values.items() if value != defaults[key]}
+            values = {field: getattr(rope.scaling, name) for name, field in names.items()}
+            kept = {field: value for field, value in values.items() if value is not None and value is not True}
             return {"rope_type": kind, "rope_theta": rope.theta} | kept
     return {"rope_type": "default", "rope_theta": rope.theta}

@@ -32,18 +32,20 @@ CLASS_DEFAULTS = {
 def read(c: Fields) -> Spec:
     c = c.over(CLASS_DEFAULTS)
     head_dim, max_length = c.int("head_dim", 256), c.int("max_position_embeddings")
-    depth, every = c.int("num_hidden_layers"), c.int("sliding_window_pattern", c.int("_sliding_window_pattern", 6))
-    kinds = c.get("layer_types", [LOCAL if (i + 1) % every else GLOBAL for i in range(depth)])
-    if len(kinds) != depth or not set(kinds) <= {LOCAL, GLOBAL}:
+    depth, every = c.int("num_hidden_layers"), c.int("sliding_window_pattern", 6, least=1)
+    kinds = c.list("layer_types", [LOCAL if (i + 1) % every else GLOBAL for i in range(depth)])
+    if len(kinds) != depth or any(kind not in (LOCAL, GLOBAL) for kind in kinds):
         raise ValueError(f"config field 'layer_types' must be {depth} of {LOCAL!r} and {GLOBAL!r}, not {kinds!r:.80}")
     c.only("use_bidirectional_attention", False)
     c.only("attention_dropout", 0.0)
     c.only("attn_logit_softcapping", None)  # transformers reads it and does not apply it
-    both = c.get("rope_parameters", {})
+    both = c.nested("rope_parameters")
+    everywhere, local = [both.nested(GLOBAL), c.nested("rope_scaling")], [both.nested(LOCAL)]
     ropes = {
-        GLOBAL: {"rope_theta": c.float("rope_theta", 1e6)} | (c.get("rope_scaling", {}) | (both.get(GLOBAL) or {})),
-        LOCAL: {"rope_theta": c.float("rope_local_base_freq", 1e4)} | (both.get(LOCAL) or {}),
+        GLOBAL: rope_of(everywhere, head_dim, max_length, c.float("rope_theta", 1e6)),
+        LOCAL: rope_of(local, head_dim, max_length, c.float("rope_local_base_freq", 1e4)),
     }
+    both.finish_nested("a model with a rope for each kind of layer")
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6), zero_centred=True)
 
     def attention(kind: str, window: int | None) -> Attention:
@@ -51,7 +53,7 @@ def read(c: Fields) -> Spec:
             heads=c.int("num_attention_heads", 8),
             kv_heads=c.int("num_key_value_heads", 4),
             head_dim=head_dim,
-            rope=rope_of(ropes[kind], head_dim, max_length, "rope_parameters"),
+            rope=ropes[kind],
             window=window,
             qk_norm=QKNorm(norm=norm),
             scale=c.float("query_pre_attn_scalar", 256) ** -0.5,
@@ -69,7 +71,7 @@ def read(c: Fields) -> Spec:
         block=sandwich_norm(norm),
         final_norm=norm,
         embedding_scale=math.sqrt(c.int("hidden_size")),
-        logit_softcap=c.get("final_logit_softcapping", None),
+        logit_softcap=c.float("final_logit_softcapping", None),
     )
 
 
@@ -159,6 +161,7 @@ FAMILY = Family(
         ("model.layers.{l}.pre_feedforward_layernorm.weight", "D", "mlp_before/scale_D"),
         ("model.layers.{l}.post_feedforward_layernorm.weight", "D", "mlp_after/scale_D"),
     ),
+    inert=frozenset({"_sliding_window_pattern"}),  # transformers 4 wrote it beside layer_types and never read it
     wrapper=Wrapper(
         model_type="gemma3",
         prefixes={"language_model.": "", "model.language_model.": "model."},

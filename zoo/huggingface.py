@@ -11,8 +11,8 @@ import os
 import re
 import tempfile
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from ..layers.accounting import leaves
-from ..layers.decoder import Origin, Spec
+from ..layers.decoder import Layer, Origin, Spec
+from ..layers.spec import paths
 from ..sharding.rules import Rules
 from .export_files import LazyTensor, write_checkpoint
 from .family import Family
 from .fields import INERT, Fields
 from .registry import FAMILIES
-from .tensors import Checkpoint, dequantize_blocks, open_checkpoint
+from .tensors import Checkpoint, dequantize_blocks, open_checkpoint, strict_json
 from .weights import Entry, entries
 
 CONFIG = "config.json"
 INERT_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Buffers in older checkpoints that follow from the config."""
+
+FLOATS = tuple(np.dtype(kind) for kind in (np.float32, ml_dtypes.bfloat16, np.float16))
+"""What parameters may be."""
 
 Path_ = tuple[str, ...]
 
@@ -73,8 +77,12 @@ def spec_to_hf(spec: Spec, dialect: int | None = None) -> dict[str, Any]:
             return _write(FAMILIES[name], spec, dialect)
         except ValueError as error:
             reasons[name] = str(error)
-    nearest = f"{names[0]}: {reasons[names[0]]}" if len(names) == 1 else f"none of {', '.join(names)} holds this spec"
-    raise ValueError(f"Hugging Face cannot hold this model: {nearest}")
+    reason = reasons[names[0]] if len(names) == 1 else f"it is none of {', '.join(names)}"
+    raise ValueError(f"Hugging Face cannot hold this model: {reason}")
+
+
+OUTER = ("bos_token_id", "eos_token_id", "tie_word_embeddings", "torch_dtype", "dtype", "transformers_version")
+"""Fields that a multimodal config has beside its text_config and that hold for that too."""
 
 
 def _config(config: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping[str, Any], str]:
@@ -84,13 +92,7 @@ def _config(config: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping
     path = path / CONFIG if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a Hugging Face model directory holds a {CONFIG}")
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: holds a {type(fields).__name__}, not an object")
-    return fields, str(path)
+    return strict_json(path, path.read_bytes()), str(path)
 
 
 def _family_of(config: Mapping[str, Any], text_only: bool) -> tuple[Family, Mapping[str, Any]]:
@@ -104,11 +106,8 @@ def _family_of(config: Mapping[str, Any], text_only: bool) -> tuple[Family, Mapp
                 raise ValueError(
                     f"model_type {kind!r} is multimodal; pass text_only=True to take its language model alone"
                 )
-            text = dict(config.get("text_config") or {})
-            outer = {
-                key: config[key] for key in ("bos_token_id", "eos_token_id", "torch_dtype", "dtype") if key in config
-            }
-            return family, {**outer, **text, "model_type": family.name}
+            text = Fields(config).nested("text_config").config
+            return family, {**{key: config[key] for key in OUTER if key in config}, **text, "model_type": family.name}
     known = [name for family in FAMILIES.values() for name in (family.name, *family.aliases)]
     near = difflib.get_close_matches(str(kind), known, 1, cutoff=0) or known[:1]
     raise ValueError(
@@ -130,14 +129,16 @@ def _write(family: Family, spec: Spec, dialect: int | None) -> dict[str, Any]:
     origin = spec.hf or Origin(family=family.name)
     dialect = dialect or origin.dialect
     head = {"architectures": [family.architecture], "model_type": family.name}
+    original = json.loads(origin.config)
+    if original and dialect == origin.dialect and not _difference(family, {**original, **head}, spec):
+        return {**original, **head}
     try:
         out = {**head, **family.write(spec, dialect)}
     except (AttributeError, KeyError, StopIteration, TypeError) as error:
-        raise ValueError(f"{family.name} has no such layer ({error})") from None
+        raise ValueError(f"a {family.name} has no such layer ({error})") from None
     difference = _difference(family, out, spec)
     if difference:
-        raise ValueError(f"{family.name} cannot express {difference}")
-    original = json.loads(origin.config)
+        raise ValueError(difference)
     if original and dialect == origin.dialect:
         for key, value in original.items():
             trial = {**out, key: value}
@@ -158,11 +159,24 @@ def _difference(family: Family, config: Mapping[str, Any], spec: Spec) -> str:
         return str(error)
     if (read.layers, read.replace(attention=spec.attention, mlp=spec.mlp, block=spec.block)) == (spec.layers, spec):
         return ""
-    ours, theirs = spec.paths(), read.paths()
+    ours, theirs = _by_depth(spec), _by_depth(read)
     for path in [*ours, *theirs]:
-        if ours.get(path, "absent") != theirs.get(path, "absent"):
-            return f"{path} = {ours.get(path, 'absent')!r}: it would be read as {theirs.get(path, 'absent')!r}"
-    return "its layers"
+        mine, found = (side.get(path, "absent") for side in (ours, theirs))
+        if mine != found:
+            return f"a {family.name} cannot have {path} = {mine!r}: it would be read as {found!r}"
+    return f"a {family.name} has no layers of these kinds"
+
+
+def _by_depth(spec: Spec) -> dict[str, Any]:
+    """The paths of a spec and their values, those of layers by depth, so that other patterns of the same layers are
+    equal.
+    """
+    found = {path: value for path, value in spec.paths().items() if not path.startswith(Layer._fields)}
+    for depth, layer in enumerate(spec.layers):
+        for part, of in zip(Layer._fields, layer, strict=True):
+            kind = {f"{part} of layer {depth}": type(of).__name__}
+            found |= kind | {f"{part}.{path} of layer {depth}": value for path, value in paths(of).items()}
+    return found
 
 
 # --- import
@@ -179,12 +193,15 @@ def load_hf(
 ) -> tuple[Spec, Any]:
     """The spec and parameters of a Hugging Face directory; (spec, params).
 
-    dtype: of all parameters, None keeps each tensor's own.  mesh, rules: where the parameters are to lie, by default
-    on one device. ignore: config fields and tensors (shell patterns) to leave out.  text_only: of a multimodal
-    checkpoint, the language model.
+    dtype: float32, bfloat16 or float16 for all parameters; None keeps each tensor's own.
+    mesh, rules: where the parameters are to lie, by default on one device.
+    ignore: config fields and tensors (shell patterns) to leave out.
+    text_only: of a multimodal checkpoint, the language model.
 
     Memory: the parameters and one tensor. Raises ValueError naming the file and the tensor for anything unmapped,
     missing, double, or of the wrong shape or type."""
+    if dtype not in (None, *map(str, FLOATS)):
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(map(str, FLOATS))}")
     spec = spec_from_hf(directory, ignore, text_only)
     assert spec.hf is not None
     checkpoint, family = open_checkpoint(directory), FAMILIES[spec.hf.family]
@@ -194,7 +211,7 @@ def load_hf(
     source = _Source(checkpoint, names, _block(quantization, checkpoint.root))
     _check(source, plan, spec)
 
-    dtypes = {path: np.dtype(dtype) if dtype else kind for path, kind in _dtypes(source, plan).items()}
+    dtypes = {leaf.path: np.dtype(dtype) for leaf in leaves(spec)} if dtype else _dtypes(source, plan)
     params: dict[Path_, jax.Array] = {}
     for leaf in leaves(spec):
         sharding = None if mesh is None else NamedSharding(mesh, (rules or Rules()).partition(leaf.axes, mesh))
@@ -202,7 +219,7 @@ def load_hf(
         params[leaf.path] = zeros(leaf.shape, dtypes[leaf.path])
     for entry in plan.values():
         for part, piece in zip(entry.parts, entry.split(source.read(entry.name)), strict=True):
-            params[part.path] = _fill(params[part.path], piece, part.index)
+            params[part.path] = _fill(params[part.path], piece, part.place)
     return spec, _tree(params)
 
 
@@ -239,7 +256,8 @@ class _Source:
 
 def _names(checkpoint: Checkpoint, family: Family, ignore: tuple[str, ...], text_only: bool) -> dict[str, str]:
     """Names of the weight map -> names in the checkpoint; refuses a name that two tensors would have."""
-    left_out, found = [], {}
+    left_out: list[str] = []
+    found: dict[str, str] = {}
     prefixes = family.wrapper.prefixes if family.wrapper and text_only else {}
     for real in checkpoint:
         if INERT_TENSORS.fullmatch(real) or any(fnmatch.fnmatch(real, pattern) for pattern in ignore):
@@ -254,13 +272,8 @@ def _names(checkpoint: Checkpoint, family: Family, ignore: tuple[str, ...], text
                 f"{checkpoint.file(real)}: tensors {found[name]!r} and {real!r} are the same one; keep one of them"
             )
         found[name] = real
-    if left_out:
-        groups = sorted(
-            {
-                name.partition("tower.")[0].split(".")[0] if "tower" not in name else name.split(".")[0]
-                for name in left_out
-            }
-        )
+    if family.wrapper and left_out:
+        groups = [group[:-1] for group in family.wrapper.left_out if any(name.startswith(group) for name in left_out)]
         warnings.warn(
             f"{checkpoint.root}: text_only leaves out {len(left_out)} tensors under {', '.join(groups)}", stacklevel=3
         )
@@ -295,19 +308,20 @@ def _check(source: _Source, plan: Mapping[str, Entry], spec: Spec) -> None:
                 "(tie_word_embeddings); if it is the true head, set that to false"
             )
     if extra:
-        beyond = re.match(r"model\.layers\.(\d+)\.", extra[0])
-        mtp = beyond and int(beyond.group(1)) >= spec.depth
-        hint = "; it belongs to a multi-token prediction layer" if mtp else ""
+        layer = re.match(r"model\.layers\.(\d+)\.", extra[0])
+        beyond = layer is not None and int(layer.group(1)) >= spec.depth
+        hint = " (a layer beyond the model's depth, as those of multi-token prediction are)" if beyond else ""
+        pattern = f"{layer.group()}*" if layer is not None and beyond else extra[0]
         raise ValueError(
-            f"{source.where(extra[0])} is not mapped to any parameter{_more(extra)}{hint}; to leave it out pass ignore=({extra[0]!r},)"
+            f"{source.where(extra[0])} is not mapped to any parameter{_more(extra)}{hint}; "
+            f"to leave it out pass ignore=({pattern!r},)"
         )
     for name, entry in plan.items():
         if source.shape(name) != entry.shape:
             raise ValueError(f"{source.where(name)} has shape {source.shape(name)}; the config asks for {entry.shape}")
-        if not jnp.issubdtype(source.dtype(name), jnp.floating) or source.dtype(name).itemsize == 1:
-            raise ValueError(
-                f"{source.where(name)} has type {source.dtype(name)}; expected bfloat16, float16 or float32"
-            )
+        if source.dtype(name) not in FLOATS:
+            expected = ", ".join(map(str, FLOATS))
+            raise ValueError(f"{source.where(name)} has type {source.dtype(name)}; expected one of {expected}")
 
 
 def _dtypes(source: _Source, plan: Mapping[str, Entry]) -> dict[Path_, np.dtype[Any]]:
@@ -318,37 +332,40 @@ def _dtypes(source: _Source, plan: Mapping[str, Entry]) -> dict[Path_, np.dtype[
             kind, first = found.setdefault(part.path, (source.dtype(name), name))
             if source.dtype(name) != kind:
                 raise ValueError(
-                    f"{source.where(name)} has type {source.dtype(name)}, but {first!r} of the same parameter has {kind}; pass a dtype"
+                    f"{source.where(name)} has type {source.dtype(name)}, but {first!r} of the same parameter has "
+                    f"{kind}; pass a dtype to have all in one"
                 )
     return {path: kind for path, (kind, _) in found.items()}
 
 
 def _block(quantization: Any, root: Path) -> tuple[int, int] | None:
     """The block of a block-FP8 checkpoint. Raises ValueError for any other quantisation."""
-    if not quantization:
-        return None
-    block = quantization.get("weight_block_size")
-    if quantization.get("quant_method") != "fp8" or not isinstance(block, list) or len(block) != 2:
-        raise ValueError(
-            f"{root}: quantization_config {quantization!r:.80} is not supported; supported: fp8 with weight_block_size"
-        )
-    return int(block[0]), int(block[1])
-
-
-@jax.jit
-def _set(leaf: jax.Array, piece: jax.Array, index: jax.Array) -> jax.Array:
-    start = [*index, *[0] * (leaf.ndim - index.shape[0])]
-    return jax.lax.dynamic_update_slice(
-        leaf, piece.reshape((1,) * (leaf.ndim - piece.ndim) + piece.shape).astype(leaf.dtype), start
+    match quantization:
+        case None:
+            return None
+        case {"quant_method": "fp8", "weight_block_size": [int(height), int(width)]}:
+            return height, width
+    raise ValueError(
+        f"{root}: config field 'quantization_config' is {quantization!r:.120}, which is not supported; "
+        "supported: quant_method fp8 with a weight_block_size of two integers"
     )
 
 
-_set_in_place = jax.jit(_set.__wrapped__, donate_argnums=0)
-
-
 def _fill(leaf: jax.Array, piece: np.ndarray[Any, Any], index: tuple[int, ...]) -> jax.Array:
-    filled = _set_in_place(leaf, piece, np.asarray(index, np.int32))
-    return filled
+    """The leaf with a piece of it written in place, whichever way it is sharded; waits, so that one piece at a time is
+    in memory.
+    """
+    return _setter(leaf.sharding)(leaf, piece, np.asarray(index, np.int32)).block_until_ready()
+
+
+@cache
+def _setter(sharding: jax.sharding.Sharding) -> Callable[..., jax.Array]:
+    def put(leaf: jax.Array, piece: jax.Array, index: jax.Array) -> jax.Array:
+        start = [*index, *[0] * (leaf.ndim - index.shape[0])]
+        piece = piece.reshape((1,) * (leaf.ndim - piece.ndim) + piece.shape).astype(leaf.dtype)
+        return jax.lax.dynamic_update_slice(leaf, piece, start)
+
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
 def _tree(flat: Mapping[Path_, Any]) -> Any:
@@ -383,9 +400,13 @@ def save_hf(
     family = FAMILIES[config["model_type"]]
     flat = {tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     for leaf in leaves(spec):
-        if leaf.path not in flat or flat[leaf.path].shape != leaf.shape:
-            found = flat[leaf.path].shape if leaf.path in flat else "nothing"
-            raise ValueError(f"parameter {'/'.join(leaf.path)} should have shape {leaf.shape}, but there is {found}")
+        name, found = "/".join(leaf.path), flat.get(leaf.path)
+        if found is None:
+            raise ValueError(f"parameter {name} of the spec is missing")
+        if found.shape != leaf.shape:
+            raise ValueError(f"parameter {name} has shape {found.shape}; the spec asks for {leaf.shape}")
+        if found.dtype not in FLOATS:
+            raise ValueError(f"parameter {name} has type {found.dtype}; expected one of {', '.join(map(str, FLOATS))}")
     extra = flat.keys() - {leaf.path for leaf in leaves(spec)}
     if extra:
         raise ValueError(f"parameter {'/'.join(min(extra))} is not in the spec")
@@ -406,8 +427,15 @@ def save_hf(
 
 
 def _lazy(entry: Entry, flat: Mapping[Path_, jax.Array]) -> LazyTensor:
+    kinds = {"/".join(part.path): flat[part.path].dtype for part in entry.parts}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(
+            f"tensor {entry.name!r} joins parameters of several types: "
+            f"{', '.join(f'{name} {kind}' for name, kind in kinds.items())}; cast them to one"
+        )
+
     def read() -> np.ndarray[Any, Any]:
-        return entry.join([_piece(flat[part.path], part.index) for part in entry.parts])
+        return entry.join([_piece(flat[part.path], part.place) for part in entry.parts])
 
     return LazyTensor(name=entry.name, shape=entry.shape, dtype=flat[entry.parts[0].path].dtype, read=read)
 

@@ -16,7 +16,7 @@ from .fields import Fields, read_common, read_rope, write_common, write_rope
 
 
 def read(c: Fields) -> Spec:
-    heads, width = c.int("num_attention_heads"), c.int("hidden_size")
+    heads, width = c.int("num_attention_heads", least=1), c.int("hidden_size")
     head_dim = c.int("head_dim", width // heads)
     c.only("hidden_act", "silu")
     c.only("attention_dropout", 0.0)

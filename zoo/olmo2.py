@@ -16,7 +16,7 @@ from .weights import rows
 
 
 def read(c: Fields) -> Spec:
-    heads = c.int("num_attention_heads")
+    heads = c.int("num_attention_heads", least=1)
     head_dim = c.int("head_dim", c.int("hidden_size") // heads)
     c.only("hidden_act", "silu")
     c.only("attention_dropout", 0.0)

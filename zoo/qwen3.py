@@ -19,11 +19,11 @@ LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 
 def read_attention(c: Fields, norm: RMSNorm, window: int | None) -> Attention:
-    heads = c.int("num_attention_heads")
+    heads = c.int("num_attention_heads", least=1)
     head_dim = c.int("head_dim", 128 if c.config.get("model_type") == "qwen3" else c.int("hidden_size") // heads)
     return Attention(
         heads=heads,
-        kv_heads=c.int("num_key_value_heads", heads),
+        kv_heads=c.int("num_key_value_heads"),
         head_dim=head_dim,
         rope=read_rope(c, head_dim),
         window=window,
@@ -55,10 +55,11 @@ def read(c: Fields) -> Spec:
     c.only("attention_dropout", 0.0)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
     depth, first = c.int("num_hidden_layers"), c.int("max_window_layers", 28)
-    window = c.get("sliding_window", 4096) if c.bool("use_sliding_window", False) else None
+    window = c.int("sliding_window", 4096) if c.bool("use_sliding_window", False) else None
     c.taken.add("sliding_window")
-    kinds = c.get("layer_types", [LOCAL if window and i >= first else GLOBAL for i in range(depth)])
-    if len(kinds) != depth or not set(kinds) <= {LOCAL, GLOBAL} or (LOCAL in kinds and window is None):
+    kinds = c.list("layer_types", [LOCAL if window and i >= first else GLOBAL for i in range(depth)])
+    known = all(kind in (LOCAL, GLOBAL) for kind in kinds)
+    if len(kinds) != depth or not known or (LOCAL in kinds and window is None):
         raise ValueError(
             f"config field 'layer_types' does not fit {depth} layers with sliding_window {window}: {kinds!r:.80}"
         )
@@ -143,7 +144,8 @@ def read_moe(c: Fields) -> Spec:
     for inert_without_window in ("sliding_window", "max_window_layers"):
         c.taken.add(inert_without_window)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
-    depth, step, dense = c.int("num_hidden_layers"), c.int("decoder_sparse_step", 1), c.get("mlp_only_layers", [])
+    depth, step = c.int("num_hidden_layers"), c.int("decoder_sparse_step", 1, least=1)
+    dense = c.list("mlp_only_layers", [])
     experts = c.int("num_local_experts", c.int("num_experts", 128))
     router = Router(top_k=c.int("num_experts_per_tok", 8), renormalise=c.bool("norm_topk_prob", False))
     moe = MoE(experts=experts, ffn=c.int("moe_intermediate_size", 768), router=router)

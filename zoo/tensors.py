@@ -191,7 +191,7 @@ def _read_header(file: Path) -> dict[str, Entry]:
                 f"{file}: {size} bytes cannot hold its header of {length} bytes (limit {JSON_LIMIT}); "
                 "a broken download or a Git LFS pointer? download it again"
             )
-        header = _strict_json(file, stream.read(length))
+        header = strict_json(file, stream.read(length))
     start = 8 + length
     tensors = {name: fields for name, fields in header.items() if name != "__metadata__"}
     entries = {name: _parse_entry(file, name, fields, start) for name, fields in tensors.items()}
@@ -240,7 +240,7 @@ def _are_counts(values: Any) -> bool:
 def _read_index(file: Path) -> dict[str, str]:
     if file.stat().st_size > JSON_LIMIT:
         raise ValueError(f"{file}: {file.stat().st_size} bytes are over the limit of {JSON_LIMIT}")
-    weight_map = _strict_json(file, file.read_bytes()).get("weight_map")
+    weight_map = strict_json(file, file.read_bytes()).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{file}: weight_map must be an object of tensor names and file names")
     for name, shard in weight_map.items():
@@ -250,7 +250,7 @@ def _read_index(file: Path) -> dict[str, str]:
     return weight_map
 
 
-def _strict_json(file: Path, text: bytes) -> dict[str, Any]:
+def strict_json(file: Path, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, value in pairs:

@@ -9,7 +9,7 @@ A row holds in the layers that have its parameters."""
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -36,12 +36,12 @@ def rows(*lines: tuple[str, ...]) -> tuple[Row, ...]:
 
 
 class Part(NamedTuple):
-    """A parameter's share of a tensor: its path in the tree, its index in the stacked axes, and the axes and sizes
+    """A parameter's share of a tensor: its path in the tree, its place in the stacked axes, and the axes and sizes
     that remain.
     """
 
     path: tuple[str, ...]
-    index: tuple[int, ...]
+    place: tuple[int, ...]
     axes: str
     shape: tuple[int, ...]
 
@@ -55,32 +55,28 @@ class Entry(NamedTuple):
     parts: tuple[Part, ...]
 
     def split(self, tensor: Array) -> list[Array]:
-        """The tensor's parts, each with the axes of its parameter; views where possible."""
-        layout = parse(self.layout)
-        sizes = [_sizes(part) for part in self.parts]
-        before = [sizes[0][a] for a in layout.before]
-        after = [sizes[0][a] for a in layout.after]
-        lengths = [math.prod(s[a] for a in alt) for s, alt in zip(sizes, layout.alternatives, strict=True)]
-        whole = tensor.reshape(*before, sum(lengths), *after)
-        out, start = [], 0
-        for part, size, alternative, length in zip(self.parts, sizes, layout.alternatives, lengths, strict=True):
-            piece = whole[(slice(None),) * len(before) + (slice(start, start + length),)]
-            order = layout.before + alternative + layout.after
-            piece = piece.reshape(*before, *(size[a] for a in alternative), *after)
-            out.append(piece.transpose([order.index(a) for a in part.axes]))
-            start += length
-        return out
+        """The tensor's parts, each with the axes of its parameter; views of it."""
+        return [view.transpose(order) for view, order in self._parts(tensor)]
 
     def join(self, pieces: Sequence[Array]) -> Array:
         """The inverse of `split`."""
-        layout = parse(self.layout)
-        flat = []
-        for part, piece, alternative in zip(self.parts, pieces, layout.alternatives, strict=True):
-            size = _sizes(part)
-            turned = piece.transpose([part.axes.index(a) for a in layout.before + alternative + layout.after])
-            flat.append(turned.reshape(*(size[a] for a in layout.before), -1, *(size[a] for a in layout.after)))
-        whole = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=len(layout.before))
-        return whole.reshape(self.shape)
+        tensor = np.empty(self.shape, pieces[0].dtype)
+        for (view, order), piece in zip(self._parts(tensor), pieces, strict=True):
+            view.transpose(order)[...] = piece
+        return tensor
+
+    def _parts(self, tensor: Array) -> Iterator[tuple[Array, list[int]]]:
+        """A view of each part with the axes of the layout, and how to transpose it to the axes of its parameter."""
+        layout, start = parse(self.layout), 0
+        sizes = [_sizes(part) for part in self.parts]
+        lengths = [math.prod(s[a] for a in alt) for s, alt in zip(sizes, layout.alternatives, strict=True)]
+        before, after = ([sizes[0][a] for a in axes] for axes in (layout.before, layout.after))
+        whole = tensor.reshape(*before, sum(lengths), *after)
+        for part, size, alternative, length in zip(self.parts, sizes, layout.alternatives, lengths, strict=True):
+            view = whole[(slice(None),) * len(before) + (slice(start, start + length),)]
+            axes = layout.before + alternative + layout.after
+            yield view.reshape([size[a] for a in axes]), [axes.index(a) for a in part.axes]
+            start += length
 
 
 class Layout(NamedTuple):
@@ -129,7 +125,7 @@ def entries(spec: Spec, weight_map: Iterable[Row]) -> dict[str, Entry]:
                 name = row.name.format(l=layer, e=e)
                 found[name] = Entry(name, row.layout, _shape(row.layout, parts), parts)
                 for part in parts:
-                    key = (part.path, part.index)
+                    key = (part.path, part.place)
                     if key in covered:
                         raise ValueError(
                             f"tensors {covered[key]!r} and {name!r} are both mapped to {'/'.join(part.path)}"

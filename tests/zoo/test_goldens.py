@@ -1,0 +1,114 @@
+"""Every case of the parity table against what transformers made of it: logits, greedy tokens, and the way there and
+back.
+
+The goldens are written by write_goldens.py; nothing here needs torch.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from archzoo import Spec, load_hf, save_hf, spec_from_hf, spec_to_hf
+
+from . import agreement
+from .cases import BATCH, CASES, GOLDENS, LENGTH, PROMPT, TOLERANCE, Case
+
+Array = np.ndarray[Any, Any]
+
+
+class Loaded(NamedTuple):
+    """A case, its golden, and archzoo's reading of its published checkpoint in `directory`."""
+
+    case: Case
+    golden: Mapping[str, Any]
+    directory: Path
+    spec: Spec
+    params: Any
+
+    def logits(self) -> Array:
+        raw = base64.b64decode(self.golden["logits"])
+        return np.frombuffer(raw, "<f4").reshape(BATCH, LENGTH, -1)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    case: Case = request.param
+    golden = json.loads((GOLDENS / f"{case.name}.json").read_text())
+    directory = tmp_path_factory.mktemp(case.name)
+    case.write(directory, golden["tensors"])
+    return Loaded(case, golden, directory, *load_hf(directory))
+
+
+def test_the_goldens_are_those_of_the_table() -> None:
+    assert {path.stem for path in GOLDENS.iterdir()} == {case.name for case in CASES}
+    assert sum(path.stat().st_size for path in GOLDENS.iterdir()) < 2**20
+
+
+def test_the_golden_is_of_this_config_and_these_tokens(loaded: Loaded) -> None:
+    assert loaded.golden["config"] == loaded.case.config
+    assert loaded.golden["tokens"] == loaded.case.tokens().tolist()
+
+
+def test_logits_equal_those_of_transformers(loaded: Loaded) -> None:
+    found = agreement.logits(loaded.spec, loaded.params, loaded.case.tokens())
+    assert agreement.error(found, loaded.logits()) < TOLERANCE
+
+
+def test_greedy_tokens_equal_those_of_transformers(loaded: Loaded) -> None:
+    prompts, tie = loaded.case.tokens()[:, :PROMPT], TOLERANCE * float(np.std(loaded.logits()))
+    tokens, margins = np.asarray(loaded.golden["greedy"]), np.asarray(loaded.golden["margins"])
+    found = agreement.greedy(loaded.spec, loaded.params, prompts, tokens, margins, tie)
+    assert found.agreed == found.asked
+    assert found.asked > tokens.size / 2
+
+
+def test_the_checkpoint_comes_back_bit_for_bit_and_field_for_field(loaded: Loaded, tmp_path: Path) -> None:
+    assert agreement.round_trip(loaded.directory, tmp_path / "again") == []
+
+
+def test_the_count_of_parameters_is_that_of_the_checkpoint(loaded: Loaded) -> None:
+    assert loaded.spec.param_count() == sum(int(np.prod(shape)) for shape in loaded.golden["tensors"].values())
+
+
+@pytest.mark.parametrize("dialect", [4, 5])
+def test_a_spec_that_forgot_its_origin_is_written_in_either_dialect(loaded: Loaded, dialect: int) -> None:
+    config = spec_to_hf(loaded.spec.replace(hf=None), dialect)
+    assert config["model_type"] == loaded.case.family
+    assert ("rope_parameters" in config) == (dialect == 5)
+    assert ("rope_theta" in config) == (dialect == 4)
+    again = spec_from_hf(config)
+    assert again.layers == loaded.spec.layers
+    assert again.replace(attention=loaded.spec.attention, mlp=loaded.spec.mlp) == loaded.spec
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "num_experts_per_tok" in case.config], ids=lambda c: c.name)
+def test_fused_experts_are_read_and_written_one_by_one(case: Case, tmp_path: Path) -> None:
+    case.write(tmp_path / "published", json.loads((GOLDENS / f"{case.name}.json").read_text())["tensors"])
+    (tmp_path / "fused").mkdir()
+    (tmp_path / "fused" / "config.json").write_text(json.dumps(case.config))
+    save_file(fuse(load_file(tmp_path / "published" / "model.safetensors")), tmp_path / "fused" / "model.safetensors")
+    save_hf(tmp_path / "again", *load_hf(tmp_path / "fused"))
+    assert agreement.tensor_differences(tmp_path / "published", tmp_path / "again") == []
+    assert agreement.field_differences(tmp_path / "published", tmp_path / "again") == []
+
+
+def fuse(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """The layout that transformers 5 keeps in memory: gate_up_proj [experts, 2 ffn, width], down_proj [experts, width,
+    ffn].
+    """
+    fused = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for prefix in sorted({name.partition(".experts.")[0] for name in tensors if ".experts." in name}):
+        count = sum(name.startswith(f"{prefix}.experts.") for name in tensors) // 3
+        gate, up, down = (
+            [tensors[f"{prefix}.experts.{e}.{part}_proj.weight"] for e in range(count)]
+            for part in ("gate", "up", "down")
+        )
+        fused[f"{prefix}.experts.gate_up_proj"] = np.concatenate([np.stack(gate), np.stack(up)], axis=1)
+        fused[f"{prefix}.experts.down_proj"] = np.stack(down)
+    return fused

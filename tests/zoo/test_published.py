@@ -1,0 +1,69 @@
+"""Published configs are the presets of their names and come back field for field; presets have the published sizes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from archzoo import FAMILIES, MODELS, spec_from_hf, spec_to_hf
+from archzoo.zoo.weights import entries
+
+from .published import DEEPSEEK_V3, GEMMA3_27B, GEMMA3_270M, KIMI_K2, PUBLISHED
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_is_the_preset_of_its_name(name: str) -> None:
+    assert spec_from_hf(PUBLISHED[name], text_only=True) == MODELS[name]
+
+
+def test_the_smallest_gemma_is_its_preset_but_for_the_end_of_a_chat_turn() -> None:
+    assert spec_from_hf(GEMMA3_270M) == MODELS["gemma3-270m"].replace(eos_ids=(1,))
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if "text_config" not in PUBLISHED[name]])
+def test_a_published_config_comes_back_field_for_field_without_its_quantisation(name: str) -> None:
+    config = {key: value for key, value in PUBLISHED[name].items() if key != "quantization_config"}
+    if name == "kimi-k2":
+        config["model_type"] = "deepseek_v3"
+    assert spec_to_hf(spec_from_hf(PUBLISHED[name])) == config
+
+
+def test_a_config_that_transformers_4_wrote_beside_a_layer_pattern_comes_back() -> None:
+    assert spec_to_hf(spec_from_hf(GEMMA3_270M)) == GEMMA3_270M
+
+
+def test_of_a_multimodal_config_the_text_config_comes_back() -> None:
+    written = spec_to_hf(spec_from_hf(GEMMA3_27B, text_only=True))
+    kept = {key: GEMMA3_27B[key] for key in ("eos_token_id", "torch_dtype", "transformers_version")}
+    assert written == GEMMA3_27B["text_config"] | kept | {"architectures": ["Gemma3ForCausalLM"]}
+
+
+@pytest.mark.parametrize("dialect", [4, 5])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_preset_is_written_and_read_in_both_dialects(name: str, dialect: int) -> None:
+    config = json.loads(json.dumps(spec_to_hf(MODELS[name], dialect)))
+    assert ("rope_parameters" in config, "rope_theta" in config) == (dialect == 5, dialect == 4)
+    assert spec_from_hf(config) == MODELS[name]
+
+
+def test_a_config_is_read_from_a_directory_or_a_file_as_from_a_dict(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+    for place in (tmp_path, str(tmp_path), tmp_path / "config.json"):
+        assert spec_from_hf(place) == MODELS["deepseek-v3"]
+
+
+def test_sizes_are_the_published_ones() -> None:
+    assert MODELS["llama3.1-8b"].param_count() == 8_030_261_248
+    assert MODELS["deepseek-v3"].param_count() == 671_026_419_200
+    assert round(MODELS["deepseek-v3"].active_param_count() / 1e9, 2) == 37.55
+
+
+def test_the_largest_preset_has_every_tensor_and_number_of_its_published_checkpoint() -> None:
+    spec = MODELS["kimi-k2"]
+    tensors = entries(spec, FAMILIES["deepseek_v3"].weights)
+    height, width = KIMI_K2["quantization_config"]["weight_block_size"]
+    quantised = [entry.shape for entry in tensors.values() if "proj" in entry.name]
+    scales = sum(-(-rows // height) * -(-columns // width) for rows, columns in quantised)
+    rotary = spec.depth * 56  # one buffer of inverse frequencies a layer
+    assert len(tensors) + len(quantised) + spec.depth == 139_644
+    assert spec.param_count() + scales + rotary == 1_026_470_731_056
