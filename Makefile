@@ -12,7 +12,7 @@ demo: $(VENV)/base  ## train a small DeepSeek-V3 on real text, export it, genera
 	$(BIN)/archzoo generate runs/demo/export --prompt 'def main(' --tokens 200
 
 test: $(VENV)/test  ## the default suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

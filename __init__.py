@@ -16,8 +16,8 @@ _HOMES = {
     "make_mesh": "sharding.rules",
     "MODELS": "zoo.registry",
     "FAMILIES": "zoo.registry",
-    "spec_from_hf": "zoo.huggingface",
-    "spec_to_hf": "zoo.huggingface",
+    "spec_from_hf": "zoo.configs",
+    "spec_to_hf": "zoo.configs",
     "load_hf": "zoo.huggingface",
     "save_hf": "zoo.huggingface",
 }

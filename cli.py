@@ -176,7 +176,8 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    from .zoo.huggingface import save_hf, spec_to_hf
+    from .zoo.configs import spec_to_hf
+    from .zoo.huggingface import save_hf
 
     model = _open(options.model, options)
     spec_to_hf(model.spec)  # what Hugging Face cannot hold is refused before anything is read

@@ -135,8 +135,7 @@ class Spec:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
-# --- parameters
-# ---------------------------------------------------------------------------------------------------------
+# --- parameters ------------------------------------------------------------------------------------------------------
 
 
 def _init(spec: Spec, rngs: Any) -> Any:
@@ -155,8 +154,7 @@ def param_shapes(spec: Spec) -> Any:
     return jax.eval_shape(lambda key: _init(spec, key), jax.random.key(0))["params"]
 
 
-# --- caches
-# -------------------------------------------------------------------------------------------------------------
+# --- caches ----------------------------------------------------------------------------------------------------------
 
 
 def cache_shapes(spec: Spec, batch: int, length: int, dtype: str = "bfloat16") -> Any:
@@ -214,8 +212,7 @@ def _written(held: Any, new: Any, end: jax.Array) -> Any:
     }
 
 
-# --- the model
-# ----------------------------------------------------------------------------------------------------------
+# --- the model -------------------------------------------------------------------------------------------------------
 
 
 class Period(nn.Module):
@@ -283,7 +280,7 @@ class Decoder(nn.Module):
         length = tokens_BL.shape[1]
         if length > self.spec.max_length:
             raise ValueError(
-                f"a sequence of {length} tokens is longer than the model takes: spec.max_length is {self.spec.max_length}"
+                f"a sequence of {length} tokens is longer than the model takes: max_length is {self.spec.max_length}"
             )
         slots_L = jnp.arange(length, dtype=jnp.int32)
         if positions is None:

@@ -1,7 +1,7 @@
 """Generation: prompts of unequal length in, continuations out.
 
-Prompts are right-aligned, so that all rows write the same cache slot; each row gives what it would alone. Prefill and a chunk of
-decode steps are each compiled once for a shape and reused: prompts and room are rounded up to whole chunks.
+Prompts are right-aligned, so that all rows write the same cache slot; each row gives what it would alone. Prefill and a
+chunk of decode steps are each compiled once for a shape and reused: prompts and room are rounded up to whole chunks.
 
 Dimensions: B batch, L prompt length, N new tokens, V vocab.
 """
@@ -34,10 +34,12 @@ def generate(
 ) -> np.ndarray[Any, np.dtype[np.int32]]:
     """The continuation only: int32 [batch, max_new_tokens].
 
-    prompts: an int array [batch, length], or a list of int lists of unequal length.  temperature: 0 takes the best token, else tokens
-    are sampled by `seed`.  stop: ids that end a row, None for spec.eos_ids, () for none; after one, the pad id (spec.pad_id, else 0).
-    cache_dtype: default the execution's. Raises ValueError for an empty prompt, an id outside the vocabulary, or more tokens than
-    spec.max_length.
+    prompts: an int array [batch, length], or a list of int lists of unequal length.
+    temperature: 0 takes the best token, else tokens are sampled by `seed`.
+    stop: ids that end a row, None for spec.eos_ids, () for none; after one, the pad id (spec.pad_id, else 0).
+    cache_dtype: default the execution's.
+
+    Raises ValueError for an empty prompt, an id outside the vocabulary, or more tokens than spec.max_length.
     """
     execution = execution or Execution()
     rows = _checked(spec, prompts, max_new_tokens)
@@ -131,7 +133,7 @@ def _decode(
 
 
 def best(logits_BV: jax.Array) -> jax.Array:
-    """int32 [B]: the first of the largest logits. Not argmax, which Neuron does not compile: max, compare, min of iota."""
+    """int32 [B]: the first of the largest logits, as max, compare and min of iota: Neuron does not compile argmax."""
     vocab = logits_BV.shape[-1]
     is_best = logits_BV == jnp.max(logits_BV, axis=-1, keepdims=True)
     return jnp.min(jnp.where(is_best, jnp.arange(vocab, dtype=jnp.int32), vocab - 1), axis=-1)

@@ -105,8 +105,7 @@ class RouterShell(nn.Module):
         return route(x_TD, w_DX, bias_X, self.spec)
 
 
-# --- balance
-# ------------------------------------------------------------------------------------------------------------
+# --- balance ---------------------------------------------------------------------------------------------------------
 
 
 def statistics(routing: Routing, real_BL: jax.Array, top_k: int) -> dict[str, jax.Array]:

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from ..layers.decoder import Decoder, Spec
-from ..zoo.huggingface import load_hf, spec_from_hf
+from ..zoo.configs import spec_from_hf
+from ..zoo.huggingface import load_hf
 from ..zoo.registry import MODELS
 from .checkpoint import find, load_params
 from .tokenizer import Tokenizer, bytes_tokenizer, load

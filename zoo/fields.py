@@ -123,8 +123,7 @@ def _is_finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300
 
 
-# --- what all families spell alike
-# --------------------------------------------------------------------------------------
+# --- what all families spell alike -----------------------------------------------------------------------------------
 
 
 def read_common(c: Fields, tied: bool = False) -> dict[str, Any]:
@@ -156,8 +155,7 @@ def write_common(spec: Any) -> dict[str, Any]:
     }
 
 
-# --- rope
-# ---------------------------------------------------------------------------------------------------------------
+# --- rope ------------------------------------------------------------------------------------------------------------
 
 SCALINGS: dict[str, tuple[type, dict[str, str]]] = {
     "linear": (Linear, {"factor": "factor"}),

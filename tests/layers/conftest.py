@@ -48,7 +48,7 @@ def normal(seed: int, *shape: int) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-# --- specs
+# --- specs -----------------------------------------------------------------------------------------------------------
 
 FULL = Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), qk_norm=QKNorm())
 LOCAL = Attention(
@@ -106,7 +106,7 @@ def tokens_of(spec: Spec, batch: int, length: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(0, spec.vocab, (batch, length)).astype(np.int32)
 
 
-# --- compiled once for all tests
+# --- compiled once for all tests -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -129,7 +129,7 @@ def extend(spec: Spec, params: Any, tokens: Any, cache: Any, empty: bool = False
     return Decoder(spec).apply({"params": params}, tokens, cache, empty, method="extend")
 
 
-# --- looking inside
+# --- looking inside --------------------------------------------------------------------------------------------------
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

@@ -37,7 +37,7 @@ def softmax(x: Array) -> Array:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-# --- norms
+# --- norms -----------------------------------------------------------------------------------------------------------
 
 
 def rms_norm(x: Array, scale: Array | float, eps: float, axes: int = 1) -> Array:
@@ -65,7 +65,7 @@ def norm(spec: Norm | None, p: Params, x: Array) -> Array:
     return layer_norm(x, scale, biases[0] if spec.bias else 0.0, spec.eps, scale.ndim)
 
 
-# --- rope
+# --- rope ------------------------------------------------------------------------------------------------------------
 
 
 def rotate(x: Array, positions_BL: Array, rope: Rope) -> Array:
@@ -80,7 +80,7 @@ def rotate(x: Array, positions_BL: Array, rope: Rope) -> Array:
     return x
 
 
-# --- attention
+# --- attention -------------------------------------------------------------------------------------------------------
 
 
 def seen(length: int, window: int | None = None, segments_BL: Array | None = None) -> Array:
@@ -142,7 +142,7 @@ def latent_attention(
     return np.einsum("blhv,hvd->bld", out, f64(p["wo_HVD"]))
 
 
-# --- feed-forward
+# --- feed-forward ----------------------------------------------------------------------------------------------------
 
 
 def gated_mlp(p: Params, x: Array) -> Array:
@@ -202,7 +202,7 @@ def moe(spec: MoE, p: Params, x_BLD: Array) -> Array:
     return (y + (gated_mlp(p["shared"], x_TD) if spec.shared else 0)).reshape(x_BLD.shape)
 
 
-# --- the decoder
+# --- the decoder -----------------------------------------------------------------------------------------------------
 
 
 def layer(spec: Any, p: Params, x_BLD: Array, positions_BL: Array, segments_BL: Array | None) -> Array:

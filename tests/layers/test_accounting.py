@@ -45,7 +45,7 @@ def spec(**fields: Any) -> Spec:
     )
 
 
-# --- counts by hand: of one layer, the weights that multiply and all the rest
+# --- counts by hand: of one layer, the weights that multiply and all the rest ----------------------------------------
 
 WQ, WK, WO = D * 4 * 8, D * 2 * 8, 4 * 8 * D
 ATTENTION_WEIGHTS = WQ + 2 * WK + WO
@@ -114,7 +114,7 @@ def test_every_parameter_has_an_axis_for_each_dimension(name: str) -> None:
     jax.tree.map(check, param_shapes(SPECS[name]), axes(SPECS[name]))
 
 
-# --- axes
+# --- axes ------------------------------------------------------------------------------------------------------------
 
 TABLE: dict[str, tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]] = {
     # parameter: logical axes after "layers", and of a matrix its input and output axes (0 is "layers")
@@ -213,7 +213,7 @@ def test_a_tree_of_values_has_the_shape_of_the_parameters() -> None:
     assert sizes == jax.tree.map(lambda leaf: math.prod(leaf.shape), param_shapes(one))
 
 
-# --- a block of one's own
+# --- a block of one's own --------------------------------------------------------------------------------------------
 
 AXES = {"D": "width"}
 

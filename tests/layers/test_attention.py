@@ -76,7 +76,7 @@ def expected(q: Any, k: Any, v: Any, seen: Any, softcap: Any = None, scale: floa
     return out.reshape(batch, length, kv_heads, group, -1)
 
 
-# --- the core
+# --- the core --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kv_heads", "group"), [(4, 1), (1, 4), (2, 3)], ids=["multi_head", "multi_query", "grouped"])
@@ -160,7 +160,7 @@ def test_gradients_in_blocks_equal_those_of_the_whole(
     close(jax.jit(partial(loss_gradients, window=window))(q, k, v), jax.jit(jax.grad(whole))((q, k, v)), GRADIENT)
 
 
-# --- memory
+# --- memory ----------------------------------------------------------------------------------------------------------
 
 
 def shapes(length: int, heads: int = 1) -> Any:
@@ -203,7 +203,7 @@ def test_grouped_queries_do_not_repeat_keys_and_values() -> None:
     assert largest(run, q, held, fresh) == scores < kv_heads * group * past * dim
 
 
-# --- causality
+# --- causality -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_no_gradient_flows_from_an_output_to_a_later_token(
     np.testing.assert_array_equal(depends_LL, reference.seen(length, window)[0])
 
 
-# --- the layer
+# --- the layer -------------------------------------------------------------------------------------------------------
 
 LAYERS = {
     "plain": Attention(heads=4, kv_heads=2, head_dim=8),
@@ -277,7 +277,7 @@ def test_without_rope_positions_do_not_matter() -> None:
     assert np.max(np.abs(apply(params, x, far) - apply(params, x, near))) > 0.01
 
 
-# --- the spec
+# --- the spec --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 9, 20])

@@ -21,7 +21,7 @@ BATCH, LENGTH, WINDOW = 3, 19, 3
 CHUNKS = (7, 4, 7, 1)  # 7 is more than two windows and goes in blocks; 4 is more than one
 
 
-# --- the ring
+# --- the ring --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunks", [(1,) * 13, (5, 5, 1, 2), (3, 1, 4, 1, 5)])
@@ -47,7 +47,7 @@ def test_a_cache_needs_to_know_its_padding() -> None:
         held_slots(Context(zero, None, zero, zero[0], None), 4)
 
 
-# --- decoding
+# --- decoding --------------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -135,7 +135,7 @@ def test_what_padding_holds_changes_nothing() -> None:
         close(one[row, pad:], two[row, pad:], MODEL)
 
 
-# --- what is allocated
+# --- what is allocated -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -43,7 +43,7 @@ from .conftest import (
 BATCH, LENGTH = 3, 19  # as in test_cache.py, so that they share what is compiled
 
 
-# --- what is computed
+# --- what is computed ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -87,7 +87,7 @@ def test_given_positions_replace_the_default() -> None:
     assert np.max(np.abs(forward(spec, params, tokens, None, plain * 3) - logits)) > 0.01
 
 
-# --- causality
+# --- causality -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -125,7 +125,7 @@ def test_no_gradient_flows_from_logits_to_later_tokens(name: str) -> None:
     np.testing.assert_array_equal(depends_TL, expected)
 
 
-# --- how it is computed
+# --- how it is computed ----------------------------------------------------------------------------------------------
 
 TINY = Spec(vocab=17, width=8, depth=4, attention=Attention(heads=2, kv_heads=1, head_dim=4, rope=Rope(dim=4)),
             mlp=GatedMLP(ffn=8), block=pre_norm(RMSNorm()))  # fmt: skip
@@ -197,7 +197,7 @@ def test_a_sequence_longer_than_the_model_takes_is_refused() -> None:
         jax.eval_shape(Decoder(spec).apply, {"params": param_shapes(spec)}, jnp.zeros((1, 9), int))
 
 
-# --- embedding and head
+# --- embedding and head ----------------------------------------------------------------------------------------------
 
 
 def test_a_tied_model_has_one_table_and_reads_it_twice() -> None:
@@ -220,7 +220,7 @@ def test_the_softcap_bounds_logits_and_keeps_their_order() -> None:
     close(capped, 5 * np.tanh(np.asarray(plain, np.float64) / 5), MODEL)
 
 
-# --- parameters
+# --- parameters ------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_key_initialises_the_same_model_and_another_key_another() -> None:
@@ -236,7 +236,7 @@ def test_the_same_key_initialises_the_same_model_and_another_key_another() -> No
     assert not np.array_equal(layer["mlp"]["w_up_DF"][0], layer["mlp"]["w_up_DF"][1])  # layers are their own
 
 
-# --- a layer of one's own
+# --- a layer of one's own --------------------------------------------------------------------------------------------
 
 AXES = {"D": "width", "E": "head_dim", "B": "batch"}
 

@@ -40,7 +40,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Any, int]:
     return CASES[request.param]
 
 
-# --- the plan
+# --- the plan --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", [1, 4, 8])
@@ -76,7 +76,7 @@ def test_spread_and_collect_are_transposes() -> None:
     close(jax.jit(collect)(spread_x, p), groups.shape[1] * x, LAYER)
 
 
-# --- the product
+# --- the product -----------------------------------------------------------------------------------------------------
 
 
 def test_the_product_and_its_gradients_equal_the_loop(case: tuple[Any, int]) -> None:
@@ -113,7 +113,7 @@ def test_rows_of_unused_blocks_are_zero() -> None:
     assert np.all(y[used:] == 0)
 
 
-# --- the dispatch
+# --- the dispatch ----------------------------------------------------------------------------------------------------
 
 
 def moe_inputs(groups: Any, count: int) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_only_neuron_dispatches_by_capacity_unasked(target: str, drops: bool) ->
     assert (aux["dropped"] > 0) == drops
 
 
-# --- capacity
+# --- capacity --------------------------------------------------------------------------------------------------------
 
 
 def limited(routing: Routing, real_BL: Any, slots: int) -> tuple[Any, int]:
@@ -170,7 +170,7 @@ def test_padding_is_left_out_of_the_statistics() -> None:
     assert aux["tokens"] == REAL.sum()
 
 
-# --- the spec
+# --- the spec --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_bfloat16_tokens_are_routed_in_float32() -> None:
     close(routing.logits_TX, np.asarray(x, np.float64) @ w.astype(np.float64), LAYER)
 
 
-# --- balance
+# --- balance ---------------------------------------------------------------------------------------------------------
 
 
 def naive_statistics(routing: Routing, real_BL: Any, top_k: int) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def test_load_metrics_run_from_even_to_collapsed(load: Any, entropy: float, larg
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(expected, abs=1e-6)
 
 
-# --- the spec
+# --- the spec --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def spec(**fields: Any) -> Spec:
     return Spec(**{"vocab": 100, "width": 32, "depth": 6, **given})
 
 
-# --- JSON
+# --- JSON ------------------------------------------------------------------------------------------------------------
 
 SCALINGS = (
     None,
@@ -133,7 +133,7 @@ def test_text_that_is_not_a_spec_is_refused(text: str, message: str) -> None:
         Spec.from_json(text)
 
 
-# --- paths
+# --- paths -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_field_is_set_by_its_name() -> None:
@@ -210,7 +210,7 @@ def test_paths_name_single_entries_without_an_index() -> None:
     assert not any(path.startswith("hf") for path in paths)
 
 
-# --- refusals
+# --- refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

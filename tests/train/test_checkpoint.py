@@ -86,7 +86,7 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-# --- going on
+# --- going on --------------------------------------------------------------------------------------------------------
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(
@@ -141,7 +141,7 @@ def test_another_model_or_optimizer_is_refused(run: tuple[Path, list[Any]], spec
         restore(checkpoint, state_shapes(spec, Optimizer(steps=5, name="muon")))
 
 
-# --- which steps are there
+# --- which steps are there -------------------------------------------------------------------------------------------
 
 
 def test_the_newest_are_kept(run: tuple[Path, list[Any]]) -> None:
@@ -176,7 +176,7 @@ def test_a_step_that_is_not_there_is_refused(run: tuple[Path, list[Any]]) -> Non
         find(run[0], 7)
 
 
-# --- damage
+# --- damage ----------------------------------------------------------------------------------------------------------
 
 
 def truncate(file: Path) -> None:
@@ -221,7 +221,7 @@ def test_steps_that_are_all_damaged_are_not_a_new_beginning(copy: Path) -> None:
         latest(copy)
 
 
-# --- failure to write
+# --- failure to write ------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_one_error_and_keeps_earlier_steps(

@@ -87,7 +87,7 @@ def test_bfloat16_products_keep_a_float32_gradient_of_the_head() -> None:
     assert np.linalg.norm(d_head - e_head) < 0.02 * np.linalg.norm(e_head)
 
 
-# --- cost
+# --- cost ------------------------------------------------------------------------------------------------------------
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -127,7 +127,7 @@ def test_a_gradient_costs_three_products_and_a_loss_one() -> None:
         assert names.count("dot_general") == products
 
 
-# --- routers
+# --- routers ---------------------------------------------------------------------------------------------------------
 
 
 def statistics(repeats: int, experts: int, tokens: int) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def updated(config: Optimizer, spec: Spec, gradients: Any, params: Any) -> tuple
     return jax.tree.map(np.asarray, (updates, state))
 
 
-# --- which parameter gets what
+# --- which parameter gets what ---------------------------------------------------------------------------------------
 
 
 def test_muon_gets_these_matrices_and_no_others(spec: Spec) -> None:
@@ -143,7 +143,7 @@ def test_muon_orthogonalises_each_layer_and_expert_by_itself(spec: Spec) -> None
     assert seen == set(MATRICES)
 
 
-# --- schedules
+# --- schedules -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_run_of_one_step_has_a_learning_rate() -> None:
         assert learning_rate(Optimizer(steps=1, schedule=schedule), jnp.int32(0)) == pytest.approx(1e-3, rel=0.1)
 
 
-# --- refusals
+# --- refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def trained(spec: Spec, params: Any, batch: dict[str, np.ndarray]) -> list[Any]:
     return history
 
 
-# --- parts
+# --- parts -----------------------------------------------------------------------------------------------------------
 
 
 def test_parts_give_the_loss_and_gradients_of_the_whole(
@@ -95,7 +95,7 @@ def test_a_batch_that_does_not_divide_is_refused(spec: Spec, params: Any, batch:
         make_gradient(spec, Execution(), LOSSES, 3)(params, batch)
 
 
-# --- the loss
+# --- the loss --------------------------------------------------------------------------------------------------------
 
 
 def test_the_loss_is_that_of_the_decoders_logits(
@@ -137,7 +137,7 @@ def test_metrics_say_what_the_step_did(trained: list[Any], batch: dict[str, np.n
     assert state.step == 5
 
 
-# --- the selection bias
+# --- the selection bias ----------------------------------------------------------------------------------------------
 
 
 def test_the_selection_bias_goes_up_where_the_load_is_below_the_mean(trained: list[Any], whole: Any) -> None:
@@ -162,7 +162,7 @@ def test_routers_without_a_bias_have_none_to_move() -> None:
     assert jax.tree.all(jax.tree.map(np.array_equal, params, moved))
 
 
-# --- the state
+# --- the state -------------------------------------------------------------------------------------------------------
 
 
 def test_the_state_keeps_its_shapes_and_float32_whatever_the_execution(

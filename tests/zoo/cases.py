@@ -73,7 +73,7 @@ def _rng(name: str) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
-# --- the table
+# --- the table -------------------------------------------------------------------------------------------------------
 
 FOUR = {"torch_dtype": "float32", "transformers_version": "4.57.1"}
 FIVE = {"dtype": "float32", "transformers_version": "5.23.0"}
@@ -335,7 +335,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | latent(64, 48, 2, 4, 118, nope=12, rope=8, value=8, kv=16, q=20)
     | routed(12, 4, 12, shared=1, dense_layers=1, groups=1, kept=1, scale=2.827)
     | {
-        "rope_theta": 50000.0,
+        "rope_theta": 100.0,
         "rope_scaling": KIMI_YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
         "num_nextn_predict_layers": 0,
     },

@@ -1,6 +1,7 @@
 """Models in words and numbers: the words follow from the spec, the numbers from its shapes."""
 
 import pytest
+
 from archzoo import MODELS
 from archzoo.zoo.describe import amount, details, difference, drawn, summary
 

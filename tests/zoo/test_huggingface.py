@@ -70,7 +70,7 @@ def equal(first: Any, second: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), first, second)
 
 
-# --- configs
+# --- configs ---------------------------------------------------------------------------------------------------------
 
 
 FIELDS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -189,7 +189,7 @@ def test_a_directory_without_a_config_is_refused_with_what_was_expected(tmp_path
             load_hf(place)
 
 
-# --- tensors
+# --- tensors ---------------------------------------------------------------------------------------------------------
 
 
 NORM = "model.layers.1.input_layernorm.weight"
@@ -284,7 +284,7 @@ def test_a_dtype_that_parameters_cannot_have_is_refused(tmp_path: Path, dtype: s
     assert f"dtype {dtype!r} is not one of float32, bfloat16, float16" in message
 
 
-# --- published layouts
+# --- published layouts -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -480,7 +480,7 @@ def test_layers_of_multi_token_prediction_are_refused_if_there_and_may_be_ignore
     equal(load_hf(directory, ignore=("model.layers.2.*",))[1], params)
 
 
-# --- export
+# --- export ----------------------------------------------------------------------------------------------------------
 
 
 WRITTEN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -644,7 +644,7 @@ def test_an_export_holds_what_generation_needs(tmp_path: Path, tiny: tuple[Spec,
     assert generation == {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": [2, 5]}
 
 
-# --- memory
+# --- memory ----------------------------------------------------------------------------------------------------------
 
 
 def test_import_and_export_hold_the_parameters_and_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
