@@ -155,7 +155,7 @@ def generate(options: argparse.Namespace) -> None:
     from .layers.execution import Execution
 
     model = _open(options.model, options)
-    tokenizer = model.tokenizer()
+    tokenizer = model.text()
     prompts = options.prompt or [sys.stdin.read()]
     if not all(prompts):
         raise ValueError("the prompt is empty; pass --prompt TEXT, or text on stdin")
@@ -199,7 +199,8 @@ def import_(options: argparse.Namespace) -> None:
     if latest(out):
         raise FileExistsError(f"{options.out} already holds a run; choose another folder")
     params = _cast(model.load(), "float32")
-    with Saver(out, model.spec, model.tokenizer().files, {"imported": str(options.model)}) as saver:
+    tokenizer = model.tokenizer()
+    with Saver(out, model.spec, tokenizer.files if tokenizer else {}, {"imported": options.model}) as saver:
         saver.save(State(params, (), jnp.int32(0)), {})
     print(f"wrote {options.out}: {model.spec.param_count():,} parameters")
 
@@ -230,7 +231,7 @@ def train(options: argparse.Namespace) -> None:
             raise ValueError("which model? archzoo train MODEL, or archzoo train --resume RUN")
         model = _open(options.model, options)
         out, spec = options.out or os.path.join("runs", os.path.basename(os.path.normpath(model.name))), model.spec
-        more = {"params": model.load(), "tokenizer": model.tokenizer()} if model.trained else {}
+        more = {"params": model.load(), "tokenizer": model.text()} if model.trained else {}
         peak = 1e-4 if model.trained else 4e-3
         settings = Settings(
             optimizer=Optimizer(

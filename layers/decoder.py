@@ -76,6 +76,10 @@ class Spec:
         for name in Layer._fields:
             pattern = getattr(self, name)
             object.__setattr__(self, name, pattern if isinstance(pattern, tuple) else (pattern,))
+            layers = [entry for entry in getattr(self, name) if entry is not Ellipsis]
+            require(
+                self, all(hasattr(entry, "shell") for entry in layers), name, "it takes layer specs, or a tuple of them"
+            )
             expand(getattr(self, name), self.depth)
 
     @cached_property
@@ -280,7 +284,8 @@ class Decoder(nn.Module):
         length = tokens_BL.shape[1]
         if length > self.spec.max_length:
             raise ValueError(
-                f"a sequence of {length} tokens is longer than the model takes: max_length is {self.spec.max_length}"
+                f"a sequence of {length} tokens is longer than the model takes: "
+                f"spec.max_length is {self.spec.max_length}"
             )
         slots_L = jnp.arange(length, dtype=jnp.int32)
         if positions is None:

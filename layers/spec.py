@@ -12,7 +12,9 @@ it holds the legend, `AXES = {"D": "width", ...}`. A layer with an "experts" axi
 """
 
 import dataclasses
+import importlib.util
 import json
+import re
 import reprlib
 import sys
 from collections.abc import Callable
@@ -90,10 +92,10 @@ def _type_name(cls: type) -> str:
 
 
 def _type_named(name: str, where: str) -> Any:
-    """Only modules that are already imported are looked at: reading JSON never imports, and so never runs,
-    anything.
-    """
+    """A file of this room is imported; others are looked for among what is: reading JSON runs nobody else's code."""
     module, _, cls = name.partition(":")
+    if re.fullmatch(r"\.\w+", module) and importlib.util.find_spec(module, _PACKAGE):
+        importlib.import_module(module, _PACKAGE)
     found = getattr(sys.modules.get(_PACKAGE + module if module.startswith(".") else module), cls, None)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ValueError(

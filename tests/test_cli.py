@@ -91,6 +91,14 @@ def test_export_holds_the_runs_parameters_and_import_brings_them_back(
         assert (tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes()
 
 
+def test_a_model_without_a_tokenizer_moves_but_does_not_write(capsys: Output, exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    assert main(["import", str(tmp_path / "bare"), str(tmp_path / "run")]) == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "again")]) == 0
+    assert not (tmp_path / "again" / "tokenizer.json").exists()
+    assert "no tokenizer.json" in refused(capsys, "generate", str(tmp_path / "again"), "--prompt", "x")
+
+
 def test_generate_is_the_same_from_a_run_and_from_its_export(capsys: Output, run: Path, exported: Path) -> None:
     arguments = ("--prompt", "def function_", "--tokens", "16", "--no-stop")
     ours, theirs = (told(capsys, "generate", str(model), *arguments) for model in (run, exported))
@@ -118,6 +126,7 @@ def test_training_goes_on_from_an_exported_model(capsys: Output, exported: Path,
         (("show", "deepseek-v3", "--set", "mlp.router.top_k=257"), "cannot exceed"),
         (("show", "deepseek-v3", "--set", "attention.windw=5"), "matches nothing"),
         (("show", "deepseek-v3", "--set", "depth"), "PATH=VALUE"),
+        (("show", "deepseek-v3", "--set", "attention=5"), "layer specs"),
         (("list", "--sort", "size"), "columns: name"),
         (("train",), "which model"),
         (("train", "--resume", "nowhere"), "no checkpoint to resume from"),

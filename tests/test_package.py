@@ -63,6 +63,15 @@ def test_every_public_name_is_there(tmp_path: Path) -> None:
     assert python(code, tmp_path) == "True"
 
 
+def test_a_spec_is_read_where_nothing_else_is_imported(tmp_path: Path) -> None:
+    from archzoo import MODELS
+
+    for name in ("deepseek-v3", "gemma3-27b"):
+        (tmp_path / "spec.json").write_text(MODELS[name].to_json())
+        code = "import archzoo; print(archzoo.Spec.from_json(open('spec.json').read()).param_count())"
+        assert python(code, tmp_path) == str(MODELS[name].param_count())
+
+
 def test_a_users_own_train_py_does_not_clash(tmp_path: Path) -> None:
     for name in ("train", "layers", "zoo", "sharding", "cli"):
         (tmp_path / f"{name}.py").write_text("mine = True\n")

@@ -20,13 +20,29 @@ from .tokenizer import Tokenizer, bytes_tokenizer, load
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A named model. load: its parameters.  trained: whether they come from a checkpoint, not from initialisation."""
+    """A named model. load: its parameters.  trained: whether they come from a checkpoint, not from initialisation.
+
+    tokens: the folder of its tokenizer, which need not be there; None for one of bytes.
+    """
 
     name: str
     spec: Spec
     load: Callable[[], Any]
     trained: bool
-    tokenizer: Callable[[], Tokenizer]
+    tokens: Path | None
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer, None where a checkpoint has none."""
+        if self.tokens is None:
+            return bytes_tokenizer()
+        return load(self.tokens) if (self.tokens / "tokenizer.json").is_file() else None
+
+    def text(self) -> Tokenizer:
+        """Its tokenizer, to work with text. Raises ValueError where it has none."""
+        found = self.tokenizer()
+        if found is None:
+            raise ValueError(f"{self.tokens} has no tokenizer.json, which text needs; save the model's tokenizer there")
+        return found
 
 
 def open_model(name: str, changes: Mapping[str, Any] | None = None, text_only: bool = False) -> Model:
@@ -56,7 +72,7 @@ def open_model(name: str, changes: Mapping[str, Any] | None = None, text_only: b
             spec=spec_from_hf(path, text_only=text_only),
             load=lambda: load_hf(path, text_only=text_only)[1],
             trained=True,
-            tokenizer=lambda: load(path),
+            tokens=path,
         )
     checkpoint = find(steps)
     return Model(
@@ -64,7 +80,7 @@ def open_model(name: str, changes: Mapping[str, Any] | None = None, text_only: b
         spec=checkpoint.spec,
         load=lambda: load_params(steps)[1],
         trained=True,
-        tokenizer=lambda: load(checkpoint.path / "tokenizer"),
+        tokens=checkpoint.path / "tokenizer",
     )
 
 
@@ -74,5 +90,5 @@ def _untrained(name: str, spec: Spec) -> Model:
         spec=spec,
         load=lambda: Decoder(spec).init(jax.random.key(0), None)["params"],
         trained=False,
-        tokenizer=bytes_tokenizer,
+        tokens=None,
     )
