@@ -9,7 +9,7 @@ Dimensions: B batch, L length, D width, V vocab, R repeats of a run.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
@@ -77,9 +77,7 @@ class Spec:
             pattern = getattr(self, name)
             object.__setattr__(self, name, pattern if isinstance(pattern, tuple) else (pattern,))
             layers = [entry for entry in getattr(self, name) if entry is not Ellipsis]
-            require(
-                self, all(hasattr(entry, "shell") for entry in layers), name, "it takes layer specs, or a tuple of them"
-            )
+            require(self, all(map(is_dataclass, layers)), name, "it takes layer specs, or a tuple of them")
             expand(getattr(self, name), self.depth)
 
     @cached_property
