@@ -86,6 +86,7 @@ def test_export_holds_the_runs_parameters_and_import_brings_them_back(
     capsys: Output, run: Path, exported: Path, tmp_path: Path
 ) -> None:
     assert main(["import", str(exported), str(tmp_path / "run")]) == 0
+    assert "was imported" in refused(capsys, "train", "--resume", str(tmp_path / "run"))
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "again")]) == 0
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes()

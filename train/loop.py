@@ -193,10 +193,15 @@ def _compiled(
 
 
 def resumable(out: str | os.PathLike[str]) -> tuple[Spec, Settings]:
-    """The spec and settings of the run in `out`. Raises FileNotFoundError when there is none."""
+    """The spec and settings of the run in `out`.
+
+    Raises FileNotFoundError when there is none, ValueError for a model that was imported and has no run to go on with.
+    """
     saved = latest(Path(out) / "checkpoints")
     if saved is None:
         raise FileNotFoundError(f"{out} holds no checkpoint to resume from")
+    if "settings" not in saved.config:
+        raise ValueError(f"{out} was imported and has no run to resume; start one from it: archzoo train {out}")
     return saved.spec, from_plain(saved.config["settings"], "settings")
 
 
@@ -207,7 +212,8 @@ def fitted(spec: Spec, tokenizer: Tokenizer, settings: Settings, keep: bool) -> 
             f"length {settings.length} is longer than the model takes: spec.max_length is {spec.max_length}"
         )
     if not keep:
-        return spec.replace(vocab=tokenizer.vocab, bos_id=tokenizer.bos, eos_ids=(tokenizer.eos,), pad_id=None)
+        pad = spec.pad_id if spec.pad_id is not None and spec.pad_id < tokenizer.vocab else None
+        return spec.replace(vocab=tokenizer.vocab, bos_id=tokenizer.bos, eos_ids=(tokenizer.eos,), pad_id=pad)
     if tokenizer.vocab > spec.vocab:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab} ids and the model {spec.vocab}; use the model's own tokenizer"

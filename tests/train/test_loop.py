@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from archzoo.train.loop import Interrupted, resumable, train
+from archzoo import MODELS, spec_from_hf, spec_to_hf
+from archzoo.train.loop import Interrupted, fitted, resumable, train
+from archzoo.train.tokenizer import bytes_tokenizer
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -71,6 +73,12 @@ def test_other_data_is_not_resumed_with(run: Path, tmp_path: Path, text: Path) -
     spec, settings = resumable(tmp_path / "run")
     with pytest.raises(ValueError, match="other data"):
         train(spec, dataclasses.replace(settings, data=(str(tmp_path / "text"),)), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("-nano")])
+def test_a_preset_fitted_to_the_tokenizer_can_still_be_exported(run: Path, name: str) -> None:
+    spec = fitted(MODELS[name], bytes_tokenizer(), resumable(run)[1], keep=False)
+    assert spec_from_hf(spec_to_hf(spec)) == spec
 
 
 def test_a_run_is_not_overwritten(run: Path) -> None:
