@@ -27,6 +27,7 @@ from typing import Any
 import jax
 
 from ..layers.decoder import Spec, param_shapes
+from ..zoo.export_files import sync
 from .step import State
 
 _MANIFEST = "manifest.json"
@@ -161,7 +162,7 @@ def _write(folder: Path, files: Mapping[str, str], step: int) -> None:
     manifest = {"step": step, "files": {path.relative_to(folder).as_posix(): _digest(path) for path in written}}
     (folder / _MANIFEST).write_bytes(json.dumps(manifest, indent=1).encode())
     for path in (*written, folder / _MANIFEST, *(path for path in folder.rglob("*") if path.is_dir()), folder):
-        _sync(path)
+        sync(path)
 
 
 def _digest(path: Path) -> dict[str, Any]:
@@ -169,19 +170,11 @@ def _digest(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _publish(partial: Path, target: Path) -> None:
     if target.exists():
         _put_aside(target)
     os.rename(partial, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _put_aside(folder: Path) -> None:

@@ -176,10 +176,10 @@ def _write_tensor(stream: BinaryIO, tensor: LazyTensor) -> None:
 
 def _move_into_place(staging: Path, target: Path) -> None:
     new, old = staging / "new", staging / "old"
-    _sync_directory(new)
+    sync(new)
     if not target.exists():
         os.rename(new, target)
-        _sync_directory(target.parent)
+        sync(target.parent)
         return
     # Old files leave before new ones come: a crash in between shows missing files, never a mixture of two exports.
     names = sorted(file.name for file in new.iterdir())
@@ -199,11 +199,12 @@ def _move_into_place(staging: Path, target: Path) -> None:
         old.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
-    _sync_directory(target)
+    sync(target)
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Returns when a file, or a directory's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

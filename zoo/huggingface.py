@@ -29,7 +29,7 @@ from .export_files import LazyTensor, write_checkpoint
 from .family import Family
 from .registry import FAMILIES
 from .tensors import Checkpoint, dequantize_blocks, open_checkpoint
-from .weights import Entry, entries
+from .weights import Entry, and_more, entries
 
 INERT_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Buffers in older checkpoints that follow from the config."""
@@ -156,7 +156,7 @@ def _check(source: _Source, plan: Mapping[str, Entry], spec: Spec) -> None:
     root, names = source.checkpoint.root, source.names
     missing = [name for name in plan if name not in names]
     if missing:
-        raise ValueError(f"{root}: tensor {missing[0]!r} is missing{_more(missing)}; the config asks for it")
+        raise ValueError(f"{root}: tensor {missing[0]!r} is missing{and_more(missing)}; the config asks for it")
     extra = [name for name in names if name not in plan]
     if spec.tied and "lm_head.weight" in extra:
         extra.remove("lm_head.weight")
@@ -172,7 +172,7 @@ def _check(source: _Source, plan: Mapping[str, Entry], spec: Spec) -> None:
         hint = " (a layer beyond the model's depth, as those of multi-token prediction are)" if beyond else ""
         pattern = f"{layer.group()}*" if layer is not None and beyond else extra[0]
         raise ValueError(
-            f"{source.where(extra[0])} is not mapped to any parameter{_more(extra)}{hint}; "
+            f"{source.where(extra[0])} is not mapped to any parameter{and_more(extra)}{hint}; "
             f"to leave it out pass ignore=({pattern!r},)"
         )
     for name, entry in plan.items():
@@ -235,10 +235,6 @@ def _tree(flat: Mapping[Path_, Any]) -> Any:
             node = node.setdefault(step, {})
         node[path[-1]] = value
     return tree
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 # --- export ----------------------------------------------------------------------------------------------------------

@@ -134,11 +134,12 @@ def entries(spec: Spec, weight_map: Iterable[Row]) -> dict[str, Entry]:
     mapped = {path for path, _ in covered}
     missing = ["/".join(path) for path in shapes if path not in mapped]
     if missing:
-        raise ValueError(f"no tensor of this family holds the parameter {missing[0]}" + _and_more(missing))
+        raise ValueError(f"no tensor of this family holds the parameter {missing[0]}" + and_more(missing))
     return found
 
 
-def _and_more(names: Sequence[str]) -> str:
+def and_more(names: Sequence[str]) -> str:
+    """How many names follow the first one, for a message that gives only that."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
