@@ -9,7 +9,7 @@ demo: $(VENV)/base  ## train a small DeepSeek-V3 on real text, export it, genera
 	rm -rf runs/demo
 	$(BIN)/archzoo train deepseek-v3-nano --out runs/demo
 	$(BIN)/archzoo export runs/demo runs/demo/export
-	$(BIN)/archzoo generate runs/demo/export --prompt 'def main(' --tokens 200
+	$(BIN)/archzoo generate runs/demo/export --prompt 'def main(' --tokens 200 --temperature 0.7
 
 test: $(VENV)/test  ## the default suite
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
