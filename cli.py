@@ -344,7 +344,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--remat",
-        choices=("none", "dots", "dots_all", "full"),
+        choices=("none", "dots", "full"),
         default="none",
         help="what the backward pass recomputes",
     )

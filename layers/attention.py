@@ -7,19 +7,19 @@ window each look at their own block and the one before, so time and memory are l
 Dimensions: B batch, L queries, M keys, S cache slots, D width, K kv_heads, G queries per kv head, E head_dim, U value
 dimensions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from .cache import held_slots, new_slots
 from .dense import attach, bias, project, weight
-from .execution import Execution
+from .execution import KEPT, Execution
 from .norms import QKNorm
 from .rope import Rope, rotate
 from .spec import Context, require
@@ -29,8 +29,14 @@ AXES = {"D": "width", "K": "kv_heads", "G": "q_per_kv", "E": "head_dim", "B": "b
 HIDDEN = -1e30
 """The score of a key that must not be seen: finite, so that a query that sees none stays finite too."""
 
+BLOCKS = 4
+"""Into how many blocks of queries attention within a sequence is cut: 5/8 of all pairs are computed, not all."""
+
+LEAST_BLOCK = 64
+"""Queries a block at least: smaller products run at a fraction of their speed."""
+
 QUERY_BLOCK = 1024
-"""Full attention over more queries than this goes block by block, recomputing scores in the backward pass."""
+"""Queries a block at most: a sequence of more than BLOCKS such blocks goes one block at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +103,20 @@ class Keys(NamedTuple):
     segments_BM: jax.Array | None = None
 
 
+class Queries(NamedTuple):
+    q_BLKGE: jax.Array
+    slots_BL: jax.Array
+    segments_BL: jax.Array | None = None
+
+
+class Rule(NamedTuple):
+    """What attention is, apart from its arrays."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
 def attend(
     q_BLKGE: jax.Array,
     keys: Sequence[Keys],
@@ -112,104 +132,219 @@ def attend(
 
     keys: the parts of one sequence, in order (what a cache holds, then the new tokens); the last part is as long as
     the queries. Scores and softmax are float32. A query with no key to see gets a finite, meaningless value."""
-    length = q_BLKGE.shape[1]
-    core = partial(_attend, scale=scale, window=window, softcap=softcap)
+    batch, length = q_BLKGE.shape[:2]
+    rule = Rule(scale, window, softcap)
+    queries = Queries(q_BLKGE, jnp.broadcast_to(slots_L, (batch, length)), segments_BL)
     if window is not None and length > 2 * window:
-        return _in_windows(core, q_BLKGE, keys, slots_L, segments_BL, window)
-    if length > QUERY_BLOCK:
-        return _in_query_blocks(core, q_BLKGE, keys, slots_L, segments_BL)
-    return core(q_BLKGE, keys, slots_L[None], segments_BL)
+        return _in_windows(queries, keys, rule, window)
+    if length > BLOCKS * QUERY_BLOCK:
+        return _in_query_blocks(queries, keys, rule)
+    return _in_order(queries, keys[0], rule, 0) if len(keys) == 1 else _over_parts(queries, keys, rule)
 
 
-def _attend(
-    q_BLKGE: jax.Array,
-    keys: Sequence[Keys],
-    slots_BL: jax.Array,
-    segments_BL: jax.Array | None,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> jax.Array:
+def _over_parts(queries: Queries, keys: Sequence[Keys], rule: Rule) -> jax.Array:
+    """One softmax over several parts of keys."""
+    dtype = queries.q_BLKGE.dtype
+
     def scores_BKGLM(part: Keys) -> jax.Array:
-        scores = jnp.einsum("BLKGE,BMKE->BKGLM", q_BLKGE, part.k_BMKE, preferred_element_type=jnp.float32) * scale
-        if softcap is not None:
-            scores = softcap * jnp.tanh(scores / softcap)
-        q_slots, k_slots = slots_BL[:, :, None], part.slots_BM[:, None, :]
-        seen_BLM = (k_slots >= 0) & (k_slots <= q_slots)
-        if window is not None:
-            seen_BLM &= q_slots - k_slots < window
-        if segments_BL is not None and part.segments_BM is not None:
-            seen_BLM &= segments_BL[:, :, None] == part.segments_BM[:, None, :]
-        return jnp.where(seen_BLM[:, None, None], scores, HIDDEN)
+        formula = "BLKGE,BMKE->BKGLM"
+        scores = jnp.einsum(formula, queries.q_BLKGE, part.k_BMKE, preferred_element_type=jnp.float32)
+        seen_BLM = _seen(queries.slots_BL, queries.segments_BL, part.slots_BM, part.segments_BM, rule.window)
+        return jnp.where(seen_BLM[:, None, None], _capped(scores * rule.scale, rule.softcap), HIDDEN)
 
-    # A softmax whose sum divides the output, which is smaller than the weights: two passes over those less.
-    scores = jnp.concatenate([scores_BKGLM(part) for part in keys], axis=-1)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    total_BLKG1 = jnp.moveaxis(jnp.sum(weights, axis=-1, keepdims=True), 3, 1)
-    ends = list(accumulate(part.k_BMKE.shape[1] for part in keys))
-    parts = jnp.split(weights.astype(q_BLKGE.dtype), ends[:-1], axis=-1)
-    out = [
-        jnp.einsum("BKGLM,BMKU->BLKGU", w, part.v_BMKU, preferred_element_type=jnp.float32)
-        for w, part in zip(parts, keys, strict=True)
+    # The sum divides the output, which is smaller than the weights: two passes over those less.
+    scores = [scores_BKGLM(part) for part in keys]
+    most = reduce(jnp.maximum, (jnp.max(s, axis=-1, keepdims=True) for s in scores))
+    weights = [jnp.exp(s - most) for s in scores]
+    total_BKGL = reduce(jnp.add, (jnp.sum(w, axis=-1) for w in weights))
+    outputs = [
+        jnp.einsum("BKGLM,BMKU->BLKGU", w.astype(dtype), part.v_BMKU, preferred_element_type=jnp.float32)
+        for w, part in zip(weights, keys, strict=True)
     ]
-    return (sum(out[1:], start=out[0]) / total_BLKG1).astype(q_BLKGE.dtype)
+    return (reduce(jnp.add, outputs) / jnp.moveaxis(total_BKGL, 3, 1)[..., None]).astype(dtype)
 
 
-def _in_query_blocks(
-    core: Callable[..., jax.Array],
-    q_BLKGE: jax.Array,
-    keys: Sequence[Keys],
-    slots_L: jax.Array,
-    segments_BL: jax.Array | None,
-) -> jax.Array:
+def _in_query_blocks(queries: Queries, keys: Sequence[Keys], rule: Rule) -> jax.Array:
     """One block of queries at a time against all keys, so that no [length, length] array exists."""
-    length = q_BLKGE.shape[1]
+    length = queries.q_BLKGE.shape[1]
     count = -(-length // QUERY_BLOCK)
 
-    def blocks(x: jax.Array, axis: int) -> jax.Array:
-        padded = _pad_axis(x, count * QUERY_BLOCK, axis)
-        return jnp.moveaxis(padded.reshape(*x.shape[:axis], count, QUERY_BLOCK, *x.shape[axis + 1 :]), axis, 0)
+    def blocks(x_BL: jax.Array) -> jax.Array:  # [B, L, ...] -> [count, B, QUERY_BLOCK, ...]
+        padded = _pad_axis(x_BL, count * QUERY_BLOCK, 1)
+        return jnp.moveaxis(padded.reshape(x_BL.shape[0], count, QUERY_BLOCK, *x_BL.shape[2:]), 1, 0)
 
-    queries = (blocks(q_BLKGE, 1), blocks(slots_L, 0), None if segments_BL is None else blocks(segments_BL, 1))
-    out = jax.lax.map(jax.checkpoint(lambda block: core(block[0], keys, block[1][None], block[2])), queries)
+    out = jax.lax.map(jax.checkpoint(lambda block: _over_parts(block, keys, rule)), jax.tree.map(blocks, queries))
     return jnp.moveaxis(out, 0, 1).reshape(out.shape[1], count * QUERY_BLOCK, *out.shape[3:])[:, :length]
 
 
-def _in_windows(
-    core: Callable[..., jax.Array],
-    q_BLKGE: jax.Array,
-    keys: Sequence[Keys],
-    slots_L: jax.Array,
-    segments_BL: jax.Array | None,
-    window: int,
-) -> jax.Array:
+def _in_windows(queries: Queries, keys: Sequence[Keys], rule: Rule, window: int) -> jax.Array:
     """Queries in blocks of one window, each against its own block of keys and the one before."""
-    batch, length = q_BLKGE.shape[:2]
+    batch, length = queries.q_BLKGE.shape[:2]
     count = -(-length // window)
     *before, new = keys
     if not before:  # else a ring, which holds the `window` before the first new one: in what order, its slots say
         before = [jax.tree.map(lambda x: jnp.full_like(x[:, :window], -1), new)]
 
-    def fold(x: jax.Array) -> jax.Array:  # [B, count * window, ...] -> [B * count, window, ...]
+    def fold(x: jax.Array) -> jax.Array:  # [B, L, ...] -> [B * count, window, ...]
+        x = jnp.broadcast_to(_pad_axis(x, count * window, 1), (batch, count * window, *x.shape[2:]))
         return x.reshape(batch * count, window, *x.shape[2:])
 
     def pairs(a: jax.Array, b: jax.Array) -> jax.Array:  # [B * count, 2 * window, ...]
         x = _pad_axis(jnp.concatenate([a, b], axis=1), (count + 1) * window, 1, fill=-1)
-        x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
         return jnp.concatenate([fold(x[:, :-window]), fold(x[:, window:])], axis=1)
 
-    slots_BL = jnp.broadcast_to(_pad_axis(slots_L, count * window, 0), (batch, count * window))
-    segments = None if segments_BL is None else fold(_pad_axis(segments_BL, count * window, 1))
-    paired = jax.tree.map(pairs, before[0], new)
-    out = core(fold(_pad_axis(q_BLKGE, count * window, 1)), (paired,), fold(slots_BL), segments)
+    folded, paired = jax.tree.map(fold, queries), jax.tree.map(pairs, before[0], new)
+    out = _in_order(folded, paired, rule, window) if len(keys) == 1 else _over_parts(folded, [paired], rule)
     return out.reshape(batch, count * window, *out.shape[2:])[:, :length]
+
+
+def _seen(
+    slots_BL: jax.Array,
+    segments_BL: jax.Array | None,
+    slots_BM: jax.Array,
+    segments_BM: jax.Array | None,
+    window: int | None,
+) -> jax.Array:
+    """bool [B, L, M]: which keys a query sees."""
+    q_slots, k_slots = slots_BL[:, :, None], slots_BM[:, None, :]
+    seen_BLM = (k_slots >= 0) & (k_slots <= q_slots)
+    if window is not None:
+        seen_BLM &= q_slots - k_slots < window
+    if segments_BL is not None and segments_BM is not None:
+        seen_BLM &= segments_BL[:, :, None] == segments_BM[:, None, :]
+    return seen_BLM
+
+
+def _capped(scores: jax.Array, softcap: float | None) -> jax.Array:
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
 def _pad_axis(x: jax.Array, size: int, axis: int, fill: int = 0) -> jax.Array:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, size - x.shape[axis])
     return jnp.pad(x, widths, constant_values=fill)
+
+
+# --- attention within a sequence, with its gradient ------------------------------------------------------------------
+
+# FlashAttention's way through memory (Dao 2023) without its kernel: of the weights only each query's logsumexp is
+# kept, and a block of queries does not look at keys whose index says that it cannot see them. The products are batched
+# over N = B * K and have the queries of a group as rows, R = G * L: forms that XLA runs without transposing scores.
+
+
+def _in_order(queries: Queries, keys: Keys, rule: Rule, before: int) -> jax.Array:
+    """`_over_parts` of one part, where key `before + i` is query i's own."""
+    seen_by = queries.slots_BL, queries.segments_BL, keys.slots_BM, keys.segments_BM
+    return _ordered(queries.q_BLKGE, keys.k_BMKE, keys.v_BMKU, seen_by, rule, before)
+
+
+class _Block(NamedTuple):
+    """Queries [start, end) and the keys [first, last) that hold all they see."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+def _blocks(length: int, window: int | None, before: int) -> list[_Block]:
+    size = max(LEAST_BLOCK, -(-length // BLOCKS))
+    starts = range(0, length, size)
+    first = [
+        0 if window is None else max(0, before + start - window + 1) // LEAST_BLOCK * LEAST_BLOCK for start in starts
+    ]
+    ends = [min(start + size, length) for start in starts]
+    return [_Block(start, end, f, before + end) for start, end, f in zip(starts, ends, first, strict=True)]
+
+
+def _rows(x_BLKGE: jax.Array, block: _Block) -> jax.Array:
+    """The queries of a block, or what belongs to them: [B, L, K, G, E] -> [N, R, E]."""
+    batch, _, kv_heads, group, dim = x_BLKGE.shape
+    x = x_BLKGE[:, block.start : block.end].transpose(0, 2, 3, 1, 4)
+    return x.reshape(batch * kv_heads, group * (block.end - block.start), dim)
+
+
+def _unrows(x_NRE: jax.Array, like_BLKGE: jax.Array) -> jax.Array:
+    batch, _, kv_heads, group, _ = like_BLKGE.shape
+    return x_NRE.reshape(batch, kv_heads, group, -1, x_NRE.shape[-1]).transpose(0, 3, 1, 2, 4)
+
+
+def _heads(x_BMKE: jax.Array) -> jax.Array:
+    """[B, M, K, E] -> [N, M, E]."""
+    batch, length, kv_heads, dim = x_BMKE.shape
+    return x_BMKE.transpose(0, 2, 1, 3).reshape(batch * kv_heads, length, dim)
+
+
+def _dot(x_N: jax.Array, y_N: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
+    """A batch of products that sum over these axes, float32."""
+    return jax.lax.dot_general(x_N, y_N, (((x_axis,), (y_axis,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+
+
+def _scores(q_NRE: jax.Array, k_NME: jax.Array, seen_by: Any, block: _Block, rule: Rule) -> jax.Array:
+    """Masked scores [N, R, M] of a block."""
+    slots_BL, segments_BL, slots_BM, segments_BM = seen_by
+    own, keys = slice(block.start, block.end), slice(block.first, block.last)
+    cut = None if segments_BL is None else segments_BL[:, own], None if segments_BM is None else segments_BM[:, keys]
+    seen_BLM = _seen(slots_BL[:, own], cut[0], slots_BM[:, keys], cut[1], rule.window)
+    scores_NRM = _capped(_dot(q_NRE, k_NME, 2, 2) * rule.scale, rule.softcap)
+    batch, length, keys_ = seen_BLM.shape
+    scores = scores_NRM.reshape(batch, -1, length, keys_)
+    return jnp.where(seen_BLM[:, None], scores, HIDDEN).reshape(scores_NRM.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _ordered(
+    q_BLKGE: jax.Array, k_BMKE: jax.Array, v_BMKU: jax.Array, seen_by: Any, rule: Rule, before: int
+) -> jax.Array:
+    return _forward(q_BLKGE, k_BMKE, v_BMKU, seen_by, rule, before)[0]
+
+
+def _forward(
+    q_BLKGE: jax.Array, k_BMKE: jax.Array, v_BMKU: jax.Array, seen_by: Any, rule: Rule, before: int
+) -> tuple[jax.Array, Any]:
+    k_NME, v_NMU = _heads(k_BMKE), _heads(v_BMKU)
+    outputs, sums = [], []
+    for block in _blocks(q_BLKGE.shape[1], rule.window, before):
+        keys = slice(block.first, block.last)
+        scores_NRM = _scores(_rows(q_BLKGE, block), k_NME[:, keys], seen_by, block, rule)
+        most_NR1 = jnp.max(scores_NRM, axis=-1, keepdims=True)
+        weights_NRM = jnp.exp(scores_NRM - most_NR1)
+        # The sum divides the output, which is smaller than the weights.
+        total_NR1 = jnp.sum(weights_NRM, axis=-1, keepdims=True)
+        out_NRU = _dot(weights_NRM.astype(v_NMU.dtype), v_NMU[:, keys], 2, 1) / total_NR1
+        outputs.append(_unrows(out_NRU.astype(q_BLKGE.dtype), q_BLKGE))
+        # A query that sees nothing has no gradient: exp(HIDDEN - 0) is 0.
+        sums.append(jnp.where(most_NR1 > HIDDEN, most_NR1 + jnp.log(total_NR1), 0))
+    out_BLKGU, sums = checkpoint_name((jnp.concatenate(outputs, axis=1), sums), KEPT)
+    return out_BLKGU, (q_BLKGE, k_BMKE, v_BMKU, seen_by, out_BLKGU, sums)
+
+
+def _backward(rule: Rule, before: int, saved: Any, dout_BLKGU: jax.Array) -> tuple[Any, ...]:
+    q_BLKGE, k_BMKE, v_BMKU, seen_by, out_BLKGU, sums = saved
+    k_NME, v_NMU, dtype = _heads(k_BMKE), _heads(v_BMKU), q_BLKGE.dtype
+    dq, dk, dv = [], [], []
+    for block, lse_NR1 in zip(_blocks(q_BLKGE.shape[1], rule.window, before), sums, strict=True):
+        keys = slice(block.first, block.last)
+        q_NRE, out_NRU, dout_NRU = (_rows(x, block) for x in (q_BLKGE, out_BLKGU, dout_BLKGU))
+        scores_NRM = _scores(q_NRE, k_NME[:, keys], seen_by, block, rule)
+        weights_NRM = jnp.exp(scores_NRM - lse_NR1)
+        mean_NR1 = jnp.sum(out_NRU.astype(jnp.float32) * dout_NRU, axis=-1, keepdims=True)
+        dscores_NRM = weights_NRM * (_dot(dout_NRU, v_NMU[:, keys], 2, 2) - mean_NR1) * rule.scale
+        if rule.softcap is not None:
+            dscores_NRM *= 1 - jnp.square(jnp.maximum(scores_NRM, -rule.softcap) / rule.softcap)
+        dscores_NRM = dscores_NRM.astype(dtype)
+        dq.append(_unrows(_dot(dscores_NRM, k_NME[:, keys], 2, 1), q_BLKGE))
+        rest = ((0, 0), (block.first, k_NME.shape[1] - block.last), (0, 0))
+        dk.append(jnp.pad(_dot(dscores_NRM, q_NRE, 1, 1), rest))
+        dv.append(jnp.pad(_dot(weights_NRM.astype(dtype), dout_NRU, 1, 1), rest))
+    dk_BMKE, dv_BMKU = (
+        jnp.moveaxis(reduce(jnp.add, parts).reshape(x.shape[0], x.shape[2], x.shape[1], -1), 1, 2).astype(x.dtype)
+        for parts, x in ((dk, k_BMKE), (dv, v_BMKU))
+    )
+    return jnp.concatenate(dq, axis=1).astype(dtype), dk_BMKE, dv_BMKU, None
+
+
+_ordered.defvjp(_forward, _backward)
 
 
 # --- the shell -------------------------------------------------------------------------------------------------------

@@ -328,11 +328,8 @@ class Decoder(nn.Module):
         x_BLD = x_BLD * jnp.asarray(spec.embedding_scale, execution.dtype)
         entries, aux = {}, {}
         for r, run in enumerate(spec.runs):
-            body = Period
-            if execution.remat != "none":
-                body = nn.remat(Period, policy=REMAT[execution.remat], prevent_cse=False)
             scan = nn.scan(
-                body,
+                nn.remat(Period, policy=REMAT[execution.remat], prevent_cse=False),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast),

@@ -8,15 +8,23 @@ import jax
 
 from ..sharding.rules import Rules
 
-REMAT: dict[str, Callable[..., Any] | None] = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "dots_all": jax.checkpoint_policies.dots_saveable,
+KEPT = "kept"
+"""The name (jax.ad_checkpoint.checkpoint_name) of what is no product with a weight and yet not to be computed twice."""
+
+_policies = jax.checkpoint_policies
+
+REMAT: dict[str, Callable[..., Any]] = {
+    "none": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(KEPT)
+    ),
+    "dots": _policies.dots_with_no_batch_dims_saveable,
+    "full": _policies.nothing_saveable,
 }
 """Policies by name: what a layer keeps for its backward pass.
 
-none: everything; full: its input alone; dots: its projections.
+none: products with weights, and what attention and experts give: nothing that costs a product is computed twice, while
+elementwise work between them is, since that is faster than to write it to memory and read it back.
+dots: products with weights.  full: its input alone.
 """
 
 TARGETS = ("auto", "cpu", "gpu", "neuron")

@@ -137,27 +137,45 @@ def test_query_blocks_equal_the_loop(monkeypatch: pytest.MonkeyPatch, length: in
     close(out, expected(q, k, v, reference.seen(length, None, segments)), LAYER)
 
 
-def loss_gradients(q: Any, k: Any, v: Any, window: int | None) -> Any:
-    weight = normal(7, *q.shape[:-1], U)
-    loss = lambda q, k, v: jnp.sum(in_row(q, k, v, window=window) * weight)  # noqa: E731
-    return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+CUTS = {"causal_blocks": {"LEAST_BLOCK": 2}, "query_blocks": {"LEAST_BLOCK": 2, "QUERY_BLOCK": 3}}
 
 
-@pytest.mark.parametrize(("window", "block"), [(None, 7), (3, 1024)], ids=["query_blocks", "windows"])
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("window", [None, 3, 9], ids="window_{}".format)
+@pytest.mark.parametrize("softcap", [None, 1.5], ids="softcap_{}".format)
+@pytest.mark.parametrize("segmented", [False, True], ids=["row", "packed"])
 def test_gradients_in_blocks_equal_those_of_the_whole(
-    monkeypatch: pytest.MonkeyPatch, window: int | None, block: int
+    monkeypatch: pytest.MonkeyPatch, cut: str, window: int | None, softcap: float | None, segmented: bool
 ) -> None:
     q, k, v = inputs(2, 17, 2, 2)
-    slots = jnp.arange(17, dtype=jnp.int32)
     weight = normal(7, 2, 17, 2, 2, U)
+    segments = documents(2, 17) if segmented else None
+    slots = jnp.broadcast_to(jnp.arange(17, dtype=jnp.int32), (2, 17))
 
     def whole(qkv: Any) -> Any:
         q, k, v = qkv
-        core = module._attend(q, [Keys(k, v, slots[None])], slots[None], None, scale=0.5, window=window, softcap=None)
-        return jnp.sum(core * weight)
+        queries, keys = module.Queries(q, slots, segments), Keys(k, v, slots, segments)
+        return jnp.sum(module._over_parts(queries, [keys], module.Rule(0.5, window, softcap)) * weight)
 
-    monkeypatch.setattr(module, "QUERY_BLOCK", block)
-    close(jax.jit(partial(loss_gradients, window=window))(q, k, v), jax.jit(jax.grad(whole))((q, k, v)), GRADIENT)
+    def in_blocks(qkv: Any) -> Any:
+        q, k, v = qkv
+        keys = [Keys(k, v, slots[:1], segments)]
+        return jnp.sum(attend(q, keys, slots[0], segments, scale=0.5, window=window, softcap=softcap) * weight)
+
+    for name, size in CUTS[cut].items():
+        monkeypatch.setattr(module, name, size)
+    close(jax.jit(jax.grad(in_blocks))((q, k, v)), jax.jit(jax.grad(whole))((q, k, v)), GRADIENT)
+
+
+def test_a_query_that_sees_nothing_gives_no_gradient() -> None:
+    q, k, v = inputs(1, 4, 1, 1)
+    nowhere = jnp.full((1, 4), -1, jnp.int32)
+
+    def run(q: Any, k: Any, v: Any) -> Any:
+        return jnp.sum(attend(q, [Keys(k, v, nowhere)], jnp.arange(4), scale=1.0))
+
+    for gradient in jax.grad(run, argnums=(0, 1, 2))(q, k, v):
+        assert not np.any(gradient)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -199,7 +217,7 @@ def test_grouped_queries_do_not_repeat_keys_and_values() -> None:
         keys = [Keys(held, held, jnp.arange(past)[None]), Keys(fresh, fresh, slots[None])]
         return attend(q, keys, slots, scale=1.0)
 
-    scores = kv_heads * group * new * (past + new)
+    scores = kv_heads * group * new * past
     assert largest(run, q, held, fresh) == scores < kv_heads * group * past * dim
 
 

@@ -234,7 +234,7 @@ def test_paths_name_single_entries_without_an_index() -> None:
         (partial(spec, attention=()), r"a pattern needs at least one entry"),
         (partial(Execution, dtype="fp8"), r"Execution\.dtype is 'fp8'; it takes float32, bfloat16, float16"),
         (partial(Execution, target="tpu"), r"Execution\.target is 'tpu'; it takes auto, cpu, gpu, neuron"),
-        (partial(Execution, remat="some"), r"Execution\.remat is 'some'; it takes none, full, dots, dots_all"),
+        (partial(Execution, remat="some"), r"Execution\.remat is 'some'; it takes none, dots, full"),
         (
             partial(Execution, dispatch="best"),
             r"Execution\.dispatch is 'best'; it takes auto, dense, grouped, capacity",
