@@ -14,6 +14,7 @@ _HOMES = {
     "generate": "layers.decoding",
     "Rules": "sharding.rules",
     "make_mesh": "sharding.rules",
+    "restart": "train.allocator",
     "MODELS": "zoo.registry",
     "FAMILIES": "zoo.registry",
     "spec_from_hf": "zoo.configs",

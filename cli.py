@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], None]
 
 
+COMPUTES = ("train", "generate")
+
+
+def run() -> int:
+    """The program `archzoo`: `main`, with the allocator set up for the commands that compute."""
+    from .train.allocator import restart
+
+    if sys.argv[1:2] and sys.argv[1] in COMPUTES:
+        restart()
+    return main()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. A user's mistake is one line on stderr."""
     options = parser().parse_args(arguments)
@@ -382,4 +394,4 @@ def _version() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())
