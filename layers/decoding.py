@@ -6,8 +6,9 @@ chunk of decode steps are each compiled once for a shape and reused: prompts and
 Dimensions: B batch, L prompt length, N new tokens, V vocab.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -16,9 +17,45 @@ import numpy as np
 
 from .decoder import Decoder, Spec, init_cache, unembed
 from .execution import Execution
+from .pattern import Run
 
 CHUNK = 32
 """Decode steps a compiled call; also what prompts and caches are rounded up to."""
+
+MOST_UNROLLED = 32
+"""Layers up to which decoding reads each layer's weights where they lie; deeper models scan, to compile faster."""
+
+
+class Unrolled(Spec):
+    """The same model with one run of all its layers, so that each has parameters and cache entries of its own.
+
+    A scan copies a layer's weights out of their stack before it multiplies with them, all experts' too: decoding does
+    little else than read weights, and this way reads those it needs once.
+    """
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        return (Run(0, self.layers, 1),)
+
+
+def unrolled(spec: Spec, params: Any) -> tuple[Spec, Any]:
+    """The model as `Unrolled`, and a copy of its parameters so; both as they are for a model that is too deep."""
+    if spec.depth > MOST_UNROLLED or all(run.repeats == 1 for run in spec.runs):
+        return spec, params
+    fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    return Unrolled(**fields), _unstacked(spec, params)
+
+
+@partial(jax.jit, static_argnums=0)
+def _unstacked(spec: Spec, params: Any) -> Any:
+    layers = {}
+    for r, run in enumerate(spec.runs):
+        for repeat in range(run.repeats):
+            for position in range(len(run.period)):
+                stack = params[f"run_{r}"][f"layer_{position}"]
+                own = jax.tree.map(lambda leaf, i=repeat: leaf[i : i + 1], stack)
+                layers[f"layer_{run.depth_of(position, repeat)}"] = own
+    return {name: leaf for name, leaf in params.items() if not name.startswith("run_")} | {"run_0": layers}
 
 
 def generate(
@@ -44,6 +81,7 @@ def generate(
     execution = execution or Execution()
     rows = _checked(spec, prompts, max_new_tokens)
     stop = tuple(spec.eos_ids if stop is None else stop)
+    spec, params = unrolled(spec, params)
     longest = max(map(len, rows))
     length = _rounded(longest)
     room = length + _rounded(max_new_tokens)
