@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types parity clean
+.PHONY: demo test lint types parity bench clean
 
 demo: $(VENV)/base  ## train a small DeepSeek-V3 on real text, export it, generate from the export
 	rm -rf runs/demo
@@ -25,6 +25,10 @@ types: $(VENV)/dev  ## of the package as it is installed, since this folder's na
 
 parity: $(VENV)/parity  ## every family against the installed transformers
 	$(BIN)/python tests/zoo/parity.py
+
+bench: $(VENV)/base  ## against the peers that benchmarks/peers.sh installed
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/decode.py
 
 $(VENV)/base:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
