@@ -20,14 +20,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from .tensors import DTYPES, INDEX, SINGLE, open_checkpoint
+from .tensors import DTYPES, INDEX, SINGLE, Entry, Target, as_bits, in_runs, open_checkpoint
 
 PYTORCH: Mapping[str, str] = MappingProxyType({"format": "pt"})  # transformers 4 loads no file without it
+BATCH = 2**24  # bytes of small tensors that are read before they are written
+TILE = 128  # columns of a transposed tensor that are written together
 NO_FILES: Mapping[str, bytes | str] = MappingProxyType({})
 WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
@@ -58,8 +60,9 @@ def write_checkpoint(
     """Writes `tensors` and `files` (text such as config.json, by name) as a Hugging Face directory.
 
     One `model.safetensors` where all data fit in `max_shard_bytes`, otherwise numbered shards and an index; a larger
-    tensor has a shard to itself. Memory holds one tensor at a time, twice if it is not contiguous. Weight files of an
-    earlier export are replaced, other files in the directory stay. Any failure leaves the directory as it was.
+    tensor has a shard to itself. Memory holds one tensor at a time, or BATCH bytes of small ones, and RUN bytes a core:
+    tensors may lie transposed, or be views of what is there anyway. Weight files of an earlier export are replaced,
+    other files in the directory stay. Any failure leaves the directory as it was.
     Raises a ValueError that names the tensor or file, an OSError with bytes needed and free where the disk is full.
     """
     target = Path(directory).resolve()
@@ -157,21 +160,70 @@ def _total_size(shards: Mapping[str, Iterable[LazyTensor]]) -> int:
 def _write_file(path: Path, head: bytes, tensors: Iterable[LazyTensor]) -> None:
     with open(path, "wb") as stream:
         stream.write(head)
-        for tensor in tensors:
-            _write_tensor(stream, tensor)
         stream.flush()
+        offset = len(head)
+        for batch in _batches(tensors):
+            offset = _write_batch(path, offset, batch)
         os.fsync(stream.fileno())
 
 
-def _write_tensor(stream: BinaryIO, tensor: LazyTensor) -> None:
-    # A function of its own, so that the array is gone before the next one is read.
-    array = np.asarray(tensor.read())
-    if array.shape != tuple(tensor.shape) or array.dtype != np.dtype(tensor.dtype):
-        raise ValueError(
-            f"tensor {tensor.name!r} was declared {np.dtype(tensor.dtype)!s} {list(tensor.shape)}, "
-            f"but reading it gave {array.dtype!s} {list(array.shape)}"
-        )
-    stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+def _batches(tensors: Iterable[LazyTensor]) -> Iterator[list[LazyTensor]]:
+    """Tensors of BATCH bytes together, or one."""
+    batch: list[LazyTensor] = []
+    filled = 0
+    for tensor in tensors:
+        if batch and filled + tensor.size > BATCH:
+            yield batch
+            batch, filled = [], 0
+        batch.append(tensor)
+        filled += tensor.size
+    if batch:
+        yield batch
+
+
+def _write_batch(path: Path, offset: int, batch: Iterable[LazyTensor]) -> int:
+    """The offset of what comes next. A function of its own, so that the arrays are gone before others are read."""
+    targets = []
+    for tensor in batch:
+        array, dtype = np.asarray(tensor.read()), np.dtype(tensor.dtype)
+        if array.shape != tuple(tensor.shape) or array.dtype != dtype:
+            raise ValueError(
+                f"tensor {tensor.name!r} was declared {dtype!s} {list(tensor.shape)}, "
+                f"but reading it gave {array.dtype!s} {list(array.shape)}"
+            )
+        if tensor.size:
+            targets.append((Entry(file=path, dtype=dtype, shape=array.shape, offset=offset, size=tensor.size), array))
+        offset += tensor.size
+    in_runs(targets, "rb+", _write_run)
+    return offset
+
+
+def _write_run(file: int, run: Sequence[Target], buffer: NDArray[Any]) -> None:
+    first, array = run[0]
+    if len(run) == 1 and array.flags.c_contiguous:
+        _write(file, first.offset, array.reshape(-1).view(np.uint8))
+        return
+    for entry, array in run:
+        start = entry.offset - first.offset
+        packed = buffer[start : start + entry.size].view(entry.dtype).reshape(entry.shape)
+        _pack(as_bits(packed), as_bits(array))
+    _write(file, first.offset, buffer[: start + entry.size])
+
+
+def _pack(packed: NDArray[Any], array: NDArray[Any]) -> None:
+    """packed[...] = array, in columns that caches hold where the array lies transposed."""
+    if array.ndim < 2 or array.flags.c_contiguous:
+        packed[...] = array
+        return
+    for start in range(0, array.shape[-1], TILE):
+        columns = (..., slice(start, start + TILE))
+        packed[columns] = array[columns]
+
+
+def _write(file: int, offset: int, raw: NDArray[Any]) -> None:
+    done = 0
+    while done < raw.size:
+        done += os.pwrite(file, raw[done:].data, offset + done)
 
 
 def _move_into_place(staging: Path, target: Path) -> None:

@@ -10,7 +10,8 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from .configs import CONFIG, read_config, spec_from_hf, spec_to_hf
 from .export_files import LazyTensor, write_checkpoint
 from .family import Family
 from .registry import FAMILIES
-from .tensors import Checkpoint, dequantize_blocks, open_checkpoint
-from .weights import Entry, and_more, entries
+from .tensors import Checkpoint, Target, aligned, dequantize_blocks, open_checkpoint, read_into
+from .tensors import Entry as Place
+from .weights import Entry, and_more, entries, parse
 
 INERT_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Buffers in older checkpoints that follow from the config."""
@@ -57,8 +59,9 @@ def load_hf(
     ignore: config fields and tensors (shell patterns) to leave out.
     text_only: of a multimodal checkpoint, the language model.
 
-    Memory: the parameters and one tensor. Raises ValueError naming the file and the tensor for anything unmapped,
-    missing, double, or of the wrong shape or type."""
+    Memory: the parameters and one tensor; on one CPU device only the parameters, unless it dequantises.
+    Raises ValueError naming the file and the tensor for anything unmapped, missing, double, or of the wrong shape or
+    type."""
     if dtype not in (None, *map(str, FLOATS)):
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(map(str, FLOATS))}")
     spec = spec_from_hf(directory, ignore, text_only)
@@ -71,6 +74,8 @@ def load_hf(
     _check(source, plan, spec)
 
     dtypes = {leaf.path: np.dtype(dtype) for leaf in leaves(spec)} if dtype else _dtypes(source, plan)
+    if mesh is None and _is_on_cpu(jnp.zeros(())):
+        return spec, _tree(_on_host({leaf.path: leaf.shape for leaf in leaves(spec)}, dtypes, source, plan))
     params: dict[Path_, jax.Array] = {}
     for leaf in leaves(spec):
         sharding = None if mesh is None else NamedSharding(mesh, (rules or Rules()).partition(leaf.axes, mesh))
@@ -80,6 +85,53 @@ def load_hf(
         for part, piece in zip(entry.parts, entry.split(source.read(entry.name)), strict=True):
             params[part.path] = _fill(params[part.path], piece, part.place)
     return spec, _tree(params)
+
+
+def _on_host(
+    shapes: Mapping[Path_, tuple[int, ...]],
+    dtypes: Mapping[Path_, np.dtype[Any]],
+    source: "_Source",
+    plan: Mapping[str, Entry],
+) -> dict[Path_, jax.Array]:
+    """The parameters on a CPU: read to where they stay, which JAX takes over as it is."""
+    arrays = {path: aligned(shape, dtypes[path]) for path, shape in shapes.items()}
+    targets: list[Target] = []
+    for name, entry in plan.items():
+        views = [_view(arrays[part.path], part.place) for part in entry.parts]
+        if name in source.scales:
+            for view, piece in zip(views, entry.split(source.read(name)), strict=True):
+                view[...] = piece
+        else:
+            targets += _targets(entry, views, source.place(name))
+    read_into(targets)
+    return {path: jax.device_put(array, may_alias=True) for path, array in arrays.items()}
+
+
+def _targets(entry: Entry, views: Sequence[np.ndarray[Any, Any]], place: Place) -> Iterator[Target]:
+    """What of a tensor goes to which part of its parameters: all of it to the only one, otherwise a block of each
+    parameter in turn for every index before the concatenation.
+    """
+    layout, start = parse(entry.layout), place.offset
+    joined = list(zip(entry.parts, views, layout.alternatives, strict=True))
+    sizes = dict(zip(entry.parts[0].axes, entry.parts[0].shape, strict=True))
+    for index in np.ndindex(*(sizes[axis] for axis in layout.before if len(joined) > 1)):
+        for part, view, alternative in joined:
+            axes = [part.axes.index(axis) for axis in layout.before + alternative + layout.after]
+            block = _view(view.transpose(axes), index)
+            size = block.size * place.dtype.itemsize
+            yield replace(place, shape=block.shape, offset=start, size=size), block
+            start += size
+
+
+def _view(array: np.ndarray[Any, Any], index: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    whole: tuple[Any, ...] = (*index, ...)  # or what is left of an array without axes would be a copy
+    view: np.ndarray[Any, Any] = array[whole]
+    return view
+
+
+def _is_on_cpu(array: jax.Array) -> bool:
+    """Whether it lies on one CPU device, so in memory that NumPy sees."""
+    return [device.platform for device in array.devices()] == ["cpu"]
 
 
 class _Source:
@@ -100,6 +152,9 @@ class _Source:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         return np.dtype(ml_dtypes.bfloat16) if name in self.scales else self.checkpoint.dtype(self.names[name])
+
+    def place(self, name: str) -> Place:
+        return self.checkpoint.entries[self.names[name]]
 
     def where(self, name: str) -> str:
         return f"{self.checkpoint.file(self.names[name])}: tensor {self.names[name]!r}"
@@ -141,14 +196,14 @@ def _names(checkpoint: Checkpoint, family: Family, ignore: tuple[str, ...], text
 
 def _plan(spec: Spec, family: Family, names: Iterable[str]) -> dict[str, Entry]:
     """The tensors to read: the published row set, or transformers 5's fused one where its names are there."""
-    present = set(names)
-    if family.fused:
+    present, published = set(names), entries(spec, family.weights)
+    if family.fused and not published.keys() <= present:
         replaced = {parameter for row in family.fused for parameter in row.parameters}
         kept = tuple(row for row in family.weights if not replaced & set(row.parameters))
         fused = entries(spec, kept + family.fused)
-        if any(name in present for name in fused.keys() - entries(spec, family.weights).keys()):
+        if any(name in present for name in fused.keys() - published.keys()):
             return fused
-    return entries(spec, family.weights)
+    return published
 
 
 def _check(source: _Source, plan: Mapping[str, Entry], spec: Spec) -> None:
@@ -289,7 +344,11 @@ def _lazy(entry: Entry, flat: Mapping[Path_, jax.Array]) -> LazyTensor:
         )
 
     def read() -> np.ndarray[Any, Any]:
-        return entry.join([_piece(flat[part.path], part.place) for part in entry.parts])
+        pieces = [_piece(flat[part.path], part.place) for part in entry.parts]
+        if len(pieces) > 1:
+            return entry.join(pieces)
+        axes = [entry.parts[0].axes.index(axis) for axis in parse(entry.layout).before]
+        return pieces[0].transpose(axes).reshape(entry.shape)  # a view: merged axes lie together in parameters too
 
     return LazyTensor(name=entry.name, shape=entry.shape, dtype=flat[entry.parts[0].path].dtype, read=read)
 
@@ -298,7 +357,7 @@ def _piece(leaf: jax.Array, index: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """One layer's, one expert's part of a stacked parameter, on the host; a view where the parameter lies there
     already.
     """
-    if isinstance(leaf, jax.Array) and not (len(leaf.devices()) == 1 and next(iter(leaf.devices())).platform == "cpu"):
+    if isinstance(leaf, jax.Array) and not _is_on_cpu(leaf):
         for i in index:
             leaf = jax.lax.dynamic_index_in_dim(leaf, i, 0, keepdims=False)
         return np.asarray(leaf)

@@ -8,6 +8,10 @@ The safetensors library has the last word on every file. The checks before it ex
 the last of two tensors with one name and seldom names the tensor it refuses. Reading is our own because the library has
 no float8 for numpy and maps whole files, whose pages then stay.
 
+`read_into` reads many tensors at once. Most lie transposed to the parameters that they become, and NumPy's copy of a
+transposed array leaves every cache at each step. So all cores read runs of a file that fit in their caches, and copy
+from there.
+
 Terms: a shard is one safetensors file; the index (`model.safetensors.index.json`) says which shard holds which tensor.
 """
 
@@ -15,8 +19,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -29,6 +35,8 @@ from safetensors import SafetensorError, safe_open
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 JSON_LIMIT = 100_000_000  # bytes; the library's own limit on a header
+RUN = 2**19  # bytes that are read at once, into a core's own cache
+STRAIGHT = 2**23  # bytes that are read at once to where they stay, as they are
 
 DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {
@@ -61,6 +69,10 @@ class Entry:
     shape: tuple[int, ...]
     offset: int
     size: int
+
+
+Target = tuple[Entry, NDArray[Any]]
+"""A tensor, or rows of one, and the array that is to hold it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,6 +160,107 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             if put != lies:
                 raise ValueError(f"{root / INDEX}: tensor {name!r} is put in {put}, but lies in {lies}; download again")
     return Checkpoint(root=root, entries=entries)
+
+
+# --- many tensors at once --------------------------------------------------------------------------------------------
+
+
+def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array of anything, at a multiple of 64 bytes: what JAX takes over on a CPU without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def read_into(targets: Iterable[Target]) -> None:
+    """Reads each tensor into an array of its shape, of any strides and any float type, on all cores.
+
+    Memory: RUN a core. Raises ValueError naming the file if one has shrunk.
+    """
+    in_runs(targets, "rb", _read_run)
+
+
+def in_runs(targets: Iterable[Target], mode: str, work: Callable[[int, list[Target], NDArray[Any]], None]) -> None:
+    """Gives work(file descriptor, run, RUN bytes to work in) all targets in runs, on all cores."""
+    rows = [row for entry, array in targets for row in _rows(entry, array)]
+    rows.sort(key=lambda target: (target[0].file, target[0].offset))
+    remaining, cores = iter(list(_runs(rows))), os.cpu_count() or 1
+    with ExitStack() as stack, ThreadPoolExecutor(cores) as pool:
+        names = {entry.file for entry, _ in rows}
+        files = {name: stack.enter_context(open(name, mode, buffering=0)).fileno() for name in names}
+
+        def some(_: int) -> None:
+            buffer = np.empty(RUN, np.uint8)
+            for run in remaining:
+                work(files[run[0][0].file], run, buffer)
+
+        for _ in pool.map(some, range(cores)):
+            pass
+
+
+def as_bits(array: NDArray[Any]) -> NDArray[Any]:
+    """The same bits as integers: NumPy copies types that are not its own one element after another."""
+    return array.view(f"u{array.dtype.itemsize}")
+
+
+def _rows(entry: Entry, array: NDArray[Any]) -> Iterator[Target]:
+    """A tensor in parts that fit in a run: whole rows, or parts of a row."""
+    straight = array.flags.c_contiguous and array.dtype == entry.dtype
+    limit = STRAIGHT if straight else RUN
+    if entry.size <= limit:
+        yield entry, array
+        return
+    row = entry.size // entry.shape[0]
+    step = max(1, limit // row)
+    for start in range(0, entry.shape[0], step):
+        part = array[start : start + step]
+        at = entry.offset + start * row
+        below = Entry(file=entry.file, dtype=entry.dtype, shape=part.shape, offset=at, size=len(part) * row)
+        if row > limit:
+            yield from _rows(replace(below, shape=part.shape[1:]), part[0])
+        else:
+            yield below, part
+
+
+def _runs(rows: Iterable[Target]) -> Iterator[list[Target]]:
+    """Neighbours in a file, as many as fit in a run."""
+    run: list[Target] = []
+    for entry, array in rows:
+        if run:
+            first, last = run[0][0], run[-1][0]
+            end = last.offset + last.size
+            if (entry.file, entry.offset) != (last.file, end) or end + entry.size - first.offset > RUN:
+                yield run
+                run = []
+        run.append((entry, array))
+    if run:
+        yield run
+
+
+def _read_run(file: int, run: list[Target], buffer: NDArray[Any]) -> None:
+    (first, array), (last, _) = run[0], run[-1]
+    if len(run) == 1 and array.flags.c_contiguous and array.dtype == first.dtype:
+        _read(file, first, array.reshape(-1).view(np.uint8))
+        return
+    raw = buffer[: last.offset + last.size - first.offset]
+    _read(file, first, raw)
+    for entry, array in run:
+        start = entry.offset - first.offset
+        tensor = raw[start : start + entry.size].view(entry.dtype).reshape(entry.shape)
+        if array.dtype == tensor.dtype:
+            tensor, array = as_bits(tensor), as_bits(array)
+        with np.errstate(over="ignore", invalid="ignore"):  # what a type cannot hold becomes infinite, as in JAX
+            array[...] = tensor
+
+
+def _read(file: int, entry: Entry, raw: NDArray[Any]) -> None:
+    done = 0
+    while done < raw.size:
+        count = os.preadv(file, [raw[done:].data], entry.offset + done)
+        if count == 0:
+            raise ValueError(f"{entry.file}: it ends at byte {entry.offset + done}; the file changed after opening")
+        done += count
 
 
 def dequantize_blocks(

@@ -3,12 +3,15 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from archzoo.layers.attention import Attention
@@ -24,6 +27,7 @@ from archzoo.train.data import Dataset, load
 from archzoo.train.loss import Losses
 from archzoo.train.optimizer import Optimizer
 from archzoo.train.step import State, make_step, start_state, state_shapes, state_shardings
+from archzoo.zoo.tensors import aligned
 
 OPTIMIZER = Optimizer(steps=5)
 CONFIG = {"learning_rate": 0.001, "source": "tiny"}
@@ -139,6 +143,81 @@ def test_another_model_or_optimizer_is_refused(run: tuple[Path, list[Any]], spec
         restore(checkpoint, state_shapes(wider, OPTIMIZER))
     with pytest.raises(ValueError, match=r"array 'opt_state.*' is (float32 \[.*\]|absent) in the checkpoint and"):
         restore(checkpoint, state_shapes(spec, Optimizer(steps=5, name="muon")))
+
+
+def test_arrays_are_read_to_where_they_stay(
+    run: tuple[Path, list[Any]], spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[int] = []
+
+    def watched(shape: tuple[int, ...], dtype: Any) -> Any:
+        array = aligned(shape, dtype)
+        places.append(array.ctypes.data)
+        return array
+
+    monkeypatch.setattr("archzoo.train.checkpoint.aligned", watched)
+    state = restore(find(run[0]), state_shapes(spec, OPTIMIZER))
+    assert sorted(leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)) == sorted(places)
+
+
+def test_orbax_reads_the_same_arrays(run: tuple[Path, list[Any]], spec: Spec) -> None:
+    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), param_shapes(spec))
+    args = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        params = reader.restore(run[0] / "00000003" / "state" / "params", args=args)
+    assert same(params, run[1][2][0].params)
+
+
+def test_arrays_of_another_writer_are_refused(copy: Path, spec: Spec) -> None:
+    checkpoint = find(copy, 3)
+    file = checkpoint.path / "state" / "params" / "embed_VD" / ".zarray"
+    file.write_text(file.read_text().replace('"order":"C"', '"order":"F"'))
+    with pytest.raises(ValueError, match=r"params/embed_VD: its array is stored in another way than archzoo does"):
+        restore(checkpoint, state_shapes(spec, OPTIMIZER))
+
+
+RESHARDED = """
+import sys
+import jax
+import numpy as np
+from archzoo import Rules, make_mesh
+from archzoo.layers.decoder import Spec
+from archzoo.train.checkpoint import Saver, find, restore
+from archzoo.train.optimizer import Optimizer
+from archzoo.train.step import init_state, state_shapes, state_shardings
+
+directory, text = sys.argv[1:]
+spec, optimizer = Spec.from_json(text), Optimizer(steps=5)
+meshes = [make_mesh(fsdp=4), make_mesh(jax.devices()[:2], fsdp=2), make_mesh(jax.devices()[:1], fsdp=1)]
+shardings = [state_shardings(spec, optimizer, mesh, Rules()) for mesh in meshes]
+like = state_shapes(spec, optimizer)
+for number, held in enumerate(shardings):
+    state = jax.jit(init_state, static_argnums=(0, 1), out_shardings=held)(spec, optimizer, jax.random.key(0))
+    state = state._replace(step=jax.device_put(np.int32(number), held.step))
+    with Saver(directory, spec, {}, {}) as saver:
+        saver.save(state, {})
+    found = find(directory, number)
+    for wanted in shardings:
+        put = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        back = restore(found, jax.tree.map(put, like, wanted))
+        assert jax.tree.all(jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, back, wanted))
+        jax.tree.map(np.testing.assert_array_equal, back, state)
+    jax.tree.map(np.testing.assert_array_equal, restore(found, like), state)
+files = [path for path in (found.path.parent / "00000000/state/params/embed_VD").iterdir() if path.name[0] != "."]
+assert len(files) == 4, files
+"""
+
+
+def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path: Path, spec: Spec) -> None:
+    wide = spec.replace(vocab=260)
+    ran = subprocess.run(
+        [sys.executable, "-c", RESHARDED, str(tmp_path), wide.to_json()],
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "OCDBT" not in ran.stderr
 
 
 # --- which steps are there -------------------------------------------------------------------------------------------

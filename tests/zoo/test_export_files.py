@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from archzoo.zoo import export_files, tensors
 from archzoo.zoo.export_files import LazyTensor, write_checkpoint
 from archzoo.zoo.tensors import DTYPES, INDEX, open_checkpoint
 
@@ -280,15 +281,17 @@ def test_what_cannot_be_written_is_refused_by_name(
     assert contents(tmp_path) == {}
 
 
-def test_memory_holds_one_tensor_while_writing_and_reading(tmp_path: Path) -> None:
-    extent, count = 2**18, 12  # 1 MiB each
+@pytest.mark.parametrize(("extent", "count"), [(2**22, 6), (2**15, 400)], ids=["large", "small"])
+def test_memory_holds_one_tensor_or_a_batch_of_small_ones(tmp_path: Path, extent: int, count: int) -> None:
     source = [
         LazyTensor(name=f"t{i}", shape=(extent,), dtype=np.float32, read=partial(np.full, extent, i, np.float32))
         for i in range(count)
     ]
+    one, buffers, slack = max(4 * extent, export_files.BATCH), (os.cpu_count() or 1) * tensors.RUN, 2**20
+    assert 4 * extent * count > 2 * one
     tracemalloc.start()
     try:
-        write_checkpoint(tmp_path, source, max_shard_bytes=5 * 2**20)
+        write_checkpoint(tmp_path, source, max_shard_bytes=2**25)
         written = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
         checkpoint = open_checkpoint(tmp_path)
@@ -296,5 +299,29 @@ def test_memory_holds_one_tensor_while_writing_and_reading(tmp_path: Path) -> No
         read = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert written < 1.5 * 2**20
-    assert read < 0.5 * 2**20
+    assert written < one + buffers + slack
+    assert read < slack
+
+
+@pytest.mark.parametrize("run", [1, 24, 100, 2**20])
+def test_large_tensors_are_written_in_parts_whichever_way_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: int
+) -> None:
+    for size in ("RUN", "STRAIGHT"):
+        monkeypatch.setattr(tensors, size, max(run, 8))
+    monkeypatch.setattr(export_files, "TILE", 3)
+    base = np.arange(5 * 6 * 7, dtype=np.int32).reshape(5, 6, 7)
+    arrays: dict[str, NDArray[Any]] = {
+        "straight": base,
+        "transposed": base.transpose(2, 0, 1),
+        "a matrix": base[0].T,
+        "steps": base[::2, :, ::-1],
+        "halves": base.astype(DTYPES["BF16"])[:, 1].T,
+        "rows of a scalar": base[:, :1, 3],
+        "a vector": np.arange(300, dtype=np.float64)[::-1],
+        "a scalar": np.float32(3),
+    }
+    write_checkpoint(tmp_path, [lazy(name, array) for name, array in arrays.items()])
+    checkpoint = open_checkpoint(tmp_path)
+    for name, array in arrays.items():
+        assert checkpoint.read(name).tobytes() == array.tobytes(), name

@@ -2,15 +2,23 @@
 
 import json
 import mmap
+import os
+import warnings
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
-from archzoo.zoo.tensors import DTYPES, INDEX, dequantize_blocks, open_checkpoint
+from archzoo.zoo import tensors
+from archzoo.zoo.tensors import DTYPES, INDEX, aligned, dequantize_blocks, open_checkpoint, read_into
 
 GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -362,3 +370,78 @@ def test_dequantize_blocks_refuses_shapes_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         dequantize_blocks(weight, np.ones(scale_shape, np.float32), block, name="q_proj")
+
+
+# --- many tensors at once --------------------------------------------------------------------------------------------
+
+
+TARGETS: dict[str, Callable[[tuple[int, ...]], NDArray[Any]]] = {
+    "straight": lambda shape: np.zeros(shape, np.float32),
+    "transposed": lambda shape: np.zeros(shape[::-1], np.float32).T,
+    "a slice of a stack": lambda shape: np.zeros((*shape[::-1], 3), np.float32)[..., 1].T,
+    "wider": lambda shape: np.zeros(shape, np.float64),
+    "narrower and transposed": lambda shape: np.zeros(shape[::-1], ml_dtypes.bfloat16).T,
+}
+
+
+@pytest.mark.parametrize("make", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("run", [8, 100, 2**20])
+def test_tensors_are_read_into_arrays_of_any_strides_and_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[tuple[int, ...]], NDArray[Any]], run: int
+) -> None:
+    for size in ("RUN", "STRAIGHT"):
+        monkeypatch.setattr(tensors, size, run)
+    rng = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {"a": (7, 5), "b": (300,), "c": (3, 4, 5), "d": (), "e": (1, 9), "f": (0, 4)}
+    values = {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in shapes.items()}
+    for file, names in (("one", "abc"), ("two", "def")):
+        save_file({name: values[name] for name in names}, tmp_path / f"{file}.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    arrays = {name: make(shape) for name, shape in shapes.items()}
+    read_into((checkpoint.entries[name], array) for name, array in arrays.items())
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, values[name].astype(array.dtype), strict=True)
+
+
+def test_types_that_numpy_lacks_are_read_bit_for_bit(tmp_path: Path) -> None:
+    bits = np.arange(2**16, dtype=np.uint16).reshape(256, 256)  # every bfloat16, so every NaN too
+    header = {"a": {"dtype": "BF16", "shape": [256, 256], "data_offsets": [0, bits.nbytes]}}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(header, bits.tobytes()))
+    array = np.empty((256, 256), ml_dtypes.bfloat16).T
+    read_into([(open_checkpoint(tmp_path).entries["a"], array)])
+    np.testing.assert_array_equal(array.view(np.uint16), bits)
+
+
+@pytest.mark.parametrize("kind", [ml_dtypes.bfloat16, np.float16])
+def test_values_are_rounded_as_jax_rounds_them(tmp_path: Path, kind: Any) -> None:
+    rng = np.random.default_rng(0)
+    ties = np.float32([1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-11, -65519.0, -65520.0])
+    beyond = np.float32([np.inf, -np.inf, np.nan, 1e30, 3.4e38, 0.0, -0.0])
+    values = np.concatenate([ties, beyond, np.float32(rng.normal(size=1000) * 10.0 ** rng.integers(-4, 5, 1000))])
+    save_file({"a": values}, tmp_path / "model.safetensors")
+    array = np.empty(values.shape, kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_into([(open_checkpoint(tmp_path).entries["a"], array)])
+    expected = np.asarray(jnp.asarray(values).astype(kind))
+    np.testing.assert_array_equal(array.astype(np.float32), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("straight", [True, False])
+def test_a_file_that_shrank_is_refused_while_many_are_read(tmp_path: Path, straight: bool) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"a": np.ones((8, 8), np.float32)}, file)
+    entry = open_checkpoint(file).entries["a"]
+    os.truncate(file, file.stat().st_size - 4)
+    array = np.empty((8, 8), np.float32)
+    with pytest.raises(ValueError, match=r"model\.safetensors: it ends at byte \d+; the file changed after opening"):
+        read_into([(entry, array if straight else array.T)])
+
+
+def test_jax_takes_aligned_arrays_over_where_they_lie() -> None:
+    for shape, kind in (((3, 5), np.float32), ((7,), ml_dtypes.bfloat16), ((), np.int32)):
+        array = aligned(shape, kind)
+        array[...] = 1
+        taken = jax.device_put(array, may_alias=True)
+        assert taken.unsafe_buffer_pointer() == array.ctypes.data
+        assert (taken.shape, taken.dtype) == (shape, kind)
