@@ -1,24 +1,38 @@
-"""Products of groups of rows with one matrix each, at a cost that does not depend on the number of matrices.
+"""A function of rows, with parameters of its own for every group, at a cost that does not depend on how many there are.
 
-Rows are sorted by group and each group padded to whole blocks, as MegaBlocks does (Gale et al. 2022); a loop over the
-blocks in use multiplies each with its group's matrix. `lax.ragged_dot` computes every group for every row on CPU and
-GPU.
+Each group owns a home of a quarter more rows than a mean group needs; all homes are computed at once, as one batch.
+Rows that find no room at home lie in blocks of one group each, as in MegaBlocks (Gale et al. 2022), and a loop runs
+over the blocks in use. So nothing is dropped, and what is computed for nothing is bounded whatever the groups' sizes.
+`lax.ragged_dot` computes every group for every row on CPU and GPU.
 
-Dimensions: T tokens, K choices a token, A = T * K assignments, P padded rows, N blocks, X groups (experts), F in, G
-out."""
+Dimensions: T tokens, K choices a token, A = T * K assignments, X groups (experts), H rows of a home, R rows of a
+block, N blocks, M blocks at once, S = M * R, P = X * H + N * R padded rows, D in, G out."""
 
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from .execution import KEPT
+
+Function = Callable[[Any, jax.Array, jax.Array], jax.Array]
+"""(one group's parameters, a tree of arrays; its rows [R, D]; their weights [R, 1]) -> the weighed results [R, G].
+
+Each row for itself, and zero where the weight is.
+"""
+
+AT_ONCE = 4
+"""Blocks an iteration: enough that XLA's batched products on CPU reach twice the speed of one block's."""
 
 
 class Plan(NamedTuple):
     """Where each assignment's row lies. row_P: the assignment in each padded row, A for none; place_TK: its inverse.
 
-    group_N: the matrix of each block; blocks: how many are in use.
+    The homes come first, then the blocks, sorted by group. group_N: the group of each block; blocks: how many are in
+    use.
     """
 
     row_P: jax.Array
@@ -27,43 +41,59 @@ class Plan(NamedTuple):
     blocks: jax.Array
 
 
-def block_size(assignments: int, groups: int) -> int:
-    """Rows a block: half a mean group, so that padding stays small, between 8 and 128, so that products stay
-    efficient.
+def room(tokens: int, choices: int, groups: int) -> tuple[int, int]:
+    """Rows of a home, and of a block.
+
+    With larger homes more would be computed for nothing; with smaller ones more rows would go through the loop, where
+    each costs about twice as much. With few assignments there are no homes, so that only the groups in use are read.
     """
-    mean = max(assignments // groups, 1)
-    return int(min(128, max(8, 2 ** (mean.bit_length() - 1) // 2)))
+    mean = tokens * choices // groups
+    home = -(-mean * 5 // 4 // 16) * 16 if mean > 1 else 0
+    return home, min(tokens, 256, max(16, 2 ** (mean.bit_length() - 1)))
 
 
-def plan(groups_TK: jax.Array, groups: int, block: int) -> Plan:
-    """Sorts assignments (int32 group of each) into blocks of `block` rows; a group of none takes no block."""
+def plan(groups_TK: jax.Array, groups: int, block: int, home: int = 0) -> Plan:
+    """Sorts assignments (int32 group of each) into homes and blocks; a group takes no more blocks than it fills."""
     tokens, choices = groups_TK.shape
     count = tokens * choices
-    most_blocks = count // block + min(groups, count)
-    flat_A = groups_TK.reshape(-1)
-    order_A = jnp.argsort(flat_A, stable=True).astype(jnp.int32)
-    sizes_X = jnp.sum(flat_A[:, None] == jnp.arange(groups), axis=0, dtype=jnp.int32)
-    blocks_X = -(-sizes_X // block)
+    most_blocks = count // block + (0 if home >= block else min(groups, count))
+    most_blocks = -(-max(most_blocks, 1) // AT_ONCE) * AT_ONCE
+    order_A = _sorted(groups_TK.reshape(-1), groups)
+    group_A = groups_TK.reshape(-1)[order_A]
+    sizes_X = jnp.zeros(groups, jnp.int32).at[group_A].add(1)
+    rank_A = jnp.arange(count, dtype=jnp.int32) - (jnp.cumsum(sizes_X) - sizes_X)[group_A]
+    blocks_X = -(-jnp.maximum(sizes_X - home, 0) // block)
     ends_X = jnp.cumsum(blocks_X)
-    shift_X = (ends_X - blocks_X) * block - (jnp.cumsum(sizes_X) - sizes_X)
-    place_A = jnp.arange(count, dtype=jnp.int32) + shift_X[flat_A[order_A]]
-    row_P = jnp.full(most_blocks * block, count, jnp.int32).at[place_A].set(order_A, unique_indices=True)
+    in_block_A = groups * home + (ends_X - blocks_X)[group_A] * block + rank_A - home
+    place_A = jnp.where(rank_A < home, group_A * home + rank_A, in_block_A)
+    rows = groups * home + most_blocks * block
+    row_P = jnp.full(rows, count, jnp.int32).at[place_A].set(order_A, unique_indices=True)
     place_TK = jnp.zeros(count, jnp.int32).at[order_A].set(place_A, unique_indices=True).reshape(tokens, choices)
-    group_N = jnp.searchsorted(ends_X, jnp.arange(most_blocks), side="right").astype(jnp.int32)
+    group_N = jnp.sum(ends_X <= jnp.arange(most_blocks)[:, None], axis=1, dtype=jnp.int32)
     return Plan(row_P, place_TK, jnp.minimum(group_N, groups - 1), ends_X[-1])
+
+
+def _sorted(group_A: jax.Array, groups: int) -> jax.Array:
+    """Assignments by group, within a group in their own order."""
+    count = group_A.shape[0]
+    if groups * count >= 2**31:
+        return jnp.argsort(group_A, stable=True).astype(jnp.int32)
+    # One integer each sorts in a third of the time of a pair.
+    return jnp.sort(group_A * count + jnp.arange(count, dtype=jnp.int32)) % count
 
 
 @jax.custom_vjp
 def spread(x_TD: jax.Array, plan: Plan) -> jax.Array:
     """Each token's row to the places of its choices: [P, D], zero where there is none."""
-    choices = plan.place_TK.shape[1]
-    return x_TD.at[plan.row_P // choices].get(mode="fill", fill_value=0)
+    token_P = plan.row_P // plan.place_TK.shape[1]
+    return jnp.pad(x_TD, ((0, 1), (0, 0))).at[token_P].get(mode="promise_in_bounds")
 
 
 @jax.custom_vjp
 def collect(y_PD: jax.Array, plan: Plan) -> jax.Array:
-    """The sum of the rows of each token's choices, the transpose of `spread`: [T, D]."""
-    total: jax.Array = reduce(jax.lax.add, (y_PD[plan.place_TK[:, k]] for k in range(plan.place_TK.shape[1])))
+    """The sum of the rows of each token's choices, the transpose of `spread`: [T, D]. Places beyond y count as zero."""
+    parts = (y_PD.at[place_T].get(mode="fill", fill_value=0) for place_T in plan.place_TK.T)
+    total: jax.Array = reduce(jax.lax.add, parts)
     return total
 
 
@@ -72,46 +102,99 @@ spread.defvjp(lambda x, p: (spread(x, p), p), lambda p, dy: (collect(dy, p), Non
 collect.defvjp(lambda y, p: (collect(y, p), p), lambda p, dx: (spread(dx, p), None))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def grouped_matmul(x_PF: jax.Array, w_XFG: jax.Array, plan: Plan, block: int) -> jax.Array:
-    """Each block of rows times its group's matrix: [P, G]. Rows of unused blocks are zero."""
+def mix(function: Function, params: Any, x_TD: jax.Array, weights_TK: jax.Array, groups_TK: jax.Array) -> jax.Array:
+    """The sum over each token's choices of function(the group's params, x, weight): [T, G].
 
-    def step(i: jax.Array, y_PG: jax.Array) -> jax.Array:
-        product = jnp.dot(_rows(x_PF, i, block), w_XFG[plan.group_N[i]])
-        return jax.lax.dynamic_update_slice(y_PG, product, (i * block, 0))
+    params: a tree of arrays [X, ...]. groups_TK: int32. Gradients go to params, x and weights.
+    """
+    groups = jax.tree.leaves(params)[0].shape[0]
+    tokens, choices = groups_TK.shape
+    home, block = room(tokens, choices, groups)
+    homes, places = groups * home, checkpoint_name(plan(groups_TK, groups, block, home), KEPT)
+    params, x_TD, weights_TK, y_TG = blocks(function, homes, params, x_TD, weights_TK, places)
+    if not homes:
+        return y_TG
+    at_home = places._replace(row_P=places.row_P[:homes])
+    each = at_home._replace(place_TK=places.place_TK.reshape(-1, 1))
+    x_XHD = spread(x_TD, at_home).reshape(groups, home, -1)
+    weight_XH1 = spread(weights_TK.reshape(-1, 1), each).reshape(groups, home, 1)
+    y_XHG = jax.vmap(function)(params, x_XHD, weight_XH1)
+    return y_TG + collect(y_XHG.reshape(homes, -1), at_home)
 
-    zeros_PG = jnp.zeros((x_PF.shape[0], w_XFG.shape[2]), x_PF.dtype)
-    y_PG: jax.Array = jax.lax.fori_loop(0, plan.blocks, step, zeros_PG)
-    return y_PG
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
 
 
-def _forward(x_PF: jax.Array, w_XFG: jax.Array, plan: Plan, block: int) -> tuple[jax.Array, tuple[Any, ...]]:
-    return grouped_matmul(x_PF, w_XFG, plan, block), (x_PF, w_XFG, plan)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def blocks(
+    function: Function, homes: int, params: Any, x_TD: jax.Array, weights_TK: jax.Array, plan: Plan
+) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+    """(params, x and weights as they are; y [T, G] of the rows that come after the first `homes`).
+
+    Handed through, so that the gradients of their other uses arrive here and the loop adds to them in place: arrays of
+    its own, filled with zeros and added in the end, cost as much as the products of a small model.
+    """
+
+    def step(i: jax.Array, y_TG: jax.Array) -> jax.Array:
+        row_S, _, *rows = _block(i, homes, params, x_TD, weights_TK, plan)
+        y_SG = jax.vmap(function)(*rows).reshape(len(row_S), -1)
+        return y_TG.at[row_S // weights_TK.shape[1]].add(y_SG, mode="drop")
+
+    one = jax.eval_shape(function, jax.tree.map(lambda a: a[0], params), x_TD, weights_TK[:, :1])
+    times, _ = _loop(homes, plan)
+    y_TG = jax.lax.fori_loop(0, times, step, jnp.zeros(one.shape, one.dtype))
+    return params, x_TD, weights_TK, y_TG
 
 
-def _backward(block: int, saved: tuple[Any, ...], dy_PG: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    x_PF, w_XFG, plan = saved
+def _forward(function: Function, homes: int, *arrays: Any) -> tuple[Any, Any]:
+    return blocks(function, homes, *arrays), arrays
 
-    def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        dx_PF, dw_XFG = carry
-        group, dy = plan.group_N[i], _rows(dy_PG, i, block)
-        dx = jax.lax.dot_general(dy, w_XFG[group], (((1,), (1,)), ((), ())))
-        dw = jax.lax.dot_general(
-            _rows(x_PF, i, block), dy, (((0,), (0,)), ((), ())), preferred_element_type=dw_XFG.dtype
-        )
+
+def _backward(function: Function, homes: int, arrays: Any, gradients: Any) -> Any:
+    params, x_TD, weights_TK, plan = arrays
+    *start, dy_TG = gradients
+
+    def step(i: jax.Array, sums: Any) -> Any:
+        dparams, dx_TD, dweights_A = sums
+        row_S, group_M, *rows = _block(i, homes, params, x_TD, weights_TK, plan)
+        token_S = row_S // weights_TK.shape[1]
+        y_MRG, pull = jax.vjp(jax.vmap(function), *rows)
+        down, dx_MRD, dweight_MR1 = pull(dy_TG.at[token_S].get(mode="fill", fill_value=0).reshape(y_MRG.shape))
         return (
-            jax.lax.dynamic_update_slice(dx_PF, dx, (i * block, 0)),
-            jax.lax.dynamic_update_slice(dw_XFG, (dw_XFG[group] + dw)[None], (group, 0, 0)),
+            jax.tree.map(lambda total, d: total.at[group_M].add(d.astype(total.dtype)), dparams, down),
+            dx_TD.at[token_S].add(dx_MRD.reshape(len(row_S), -1), mode="drop"),
+            dweights_A.at[row_S].add(dweight_MR1.reshape(-1), mode="drop"),
         )
 
     # A group's sum over its blocks is float32: in bfloat16 it stops growing after 256 of them.
-    start = jnp.zeros_like(x_PF), jnp.zeros_like(w_XFG, dtype=jnp.float32)
-    dx_PF, dw_XFG = jax.lax.fori_loop(0, plan.blocks, step, start)
-    return dx_PF, dw_XFG.astype(w_XFG.dtype), None
+    dparams, dx_TD, dweights_TK = start
+    sums = jax.tree.map(lambda d: d.astype(jnp.float32), dparams), dx_TD, dweights_TK.reshape(-1)
+    times, _ = _loop(homes, plan)
+    dparams, dx_TD, dweights_A = jax.lax.fori_loop(0, times, step, sums)
+    dparams = jax.tree.map(lambda d, p: d.astype(p.dtype), dparams, params)
+    return dparams, dx_TD, dweights_A.reshape(weights_TK.shape), None
 
 
-grouped_matmul.defvjp(_forward, _backward)
+blocks.defvjp(_forward, _backward)
 
 
-def _rows(x: jax.Array, i: jax.Array, block: int) -> jax.Array:
-    return jax.lax.dynamic_slice(x, (i * block, np.int32(0)), (block, x.shape[1]))
+def _loop(homes: int, plan: Plan) -> tuple[jax.Array, int]:
+    """How many iterations, of how many blocks: of one block where there are no homes, to read no group for nothing."""
+    at_once = AT_ONCE if homes else 1
+    return -(-plan.blocks // at_once), at_once
+
+
+def _block(
+    i: jax.Array, homes: int, params: Any, x_TD: jax.Array, weights_TK: jax.Array, plan: Plan
+) -> tuple[jax.Array, jax.Array, Any, jax.Array, jax.Array]:
+    """Iteration i: the assignments of its rows [S], A for none; the groups of its blocks [M]; the parameters of these
+    groups, the rows and the weights, [M, ...] each.
+    """
+    _, at_once = _loop(homes, plan)
+    size = (plan.row_P.shape[0] - homes) // plan.group_N.shape[0] * at_once
+    row_S = jax.lax.dynamic_slice_in_dim(plan.row_P, homes + i * size, size)
+    group_M = jax.lax.dynamic_slice_in_dim(plan.group_N, i * at_once, at_once)
+    x_SD = x_TD.at[row_S // weights_TK.shape[1]].get(mode="fill", fill_value=0)
+    weight_S = weights_TK.reshape(-1).at[row_S].get(mode="fill", fill_value=0)
+    own = jax.tree.map(lambda a: a[group_M], params)
+    return row_S, group_M, own, x_SD.reshape(at_once, -1, x_SD.shape[1]), weight_S.reshape(at_once, -1, 1)

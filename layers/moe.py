@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from .dense import attach, weight
-from .execution import Execution
-from .grouped import block_size, collect, grouped_matmul, plan, spread
+from .execution import KEPT, Execution
+from .grouped import mix
 from .mlp import ACTIVATIONS, GatedMLP
 from .router import Router, Routing, statistics
 from .spec import Context, require
@@ -97,15 +98,18 @@ def grouped(
     x_BLD: jax.Array, real_BL: jax.Array, routing: Routing, experts: Experts, factor: float
 ) -> tuple[jax.Array, jax.Array]:
     """Each expert on its own tokens: ([T, D], how many choices were dropped: none)."""
+    weights = experts.gate_XDF, experts.up_XDF, experts.down_XFD
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
-    block = block_size(routing.experts_TK.size, experts.gate_XDF.shape[0])
-    rows = plan(routing.experts_TK, experts.gate_XDF.shape[0], block)
-    x_PD = spread(x_TD, rows)
-    gate_PF = grouped_matmul(x_PD, experts.gate_XDF, rows, block)
-    up_PF = grouped_matmul(x_PD, experts.up_XDF, rows, block)
-    y_PD = grouped_matmul(experts.activation(gate_PF) * up_PF, experts.down_XFD, rows, block)
-    weights_P = routing.weights_TK.reshape(-1).at[rows.row_P].get(mode="fill", fill_value=0)
-    return collect(y_PD * weights_P[:, None].astype(y_PD.dtype), rows), jnp.float32(0)
+    return mix(partial(_expert, experts.activation), weights, x_TD, *routing[:2]), jnp.float32(0)
+
+
+def _expert(
+    activation: Callable[[jax.Array], jax.Array], weights: tuple[jax.Array, ...], x_RD: jax.Array, weight_R1: jax.Array
+) -> jax.Array:
+    """One expert's gated MLP. The weight enters before the last product, whose result backward then does not need."""
+    gate_DF, up_DF, down_FD = weights
+    gate_RF, up_RF = checkpoint_name((jnp.dot(x_RD, gate_DF), jnp.dot(x_RD, up_DF)), KEPT)
+    return jnp.dot(activation(gate_RF) * up_RF * weight_R1.astype(x_RD.dtype), down_FD)
 
 
 def capacity(

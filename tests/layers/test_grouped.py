@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from archzoo.layers.grouped import block_size, collect, grouped_matmul, plan, spread
+from archzoo.layers.grouped import AT_ONCE, collect, mix, plan, room, spread
 from archzoo.layers.moe import Experts, grouped
 from archzoo.layers.router import Routing
 
@@ -43,28 +43,46 @@ def case(request: pytest.FixtureRequest) -> tuple[Any, int]:
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", [1, 4, 8])
-def test_every_assignment_is_placed_once_in_a_block_of_its_group(case: tuple[Any, int], block: int) -> None:
+@pytest.mark.parametrize(("home", "block"), [(0, 1), (0, 8), (2, 4), (4, 4), (16, 8)])
+def test_every_assignment_has_one_place_at_home_or_in_a_block_of_its_group(
+    case: tuple[Any, int], home: int, block: int
+) -> None:
     groups, count = case
-    p = jax.tree.map(np.asarray, jax.jit(plan, static_argnums=(1, 2))(groups, count, block))
+    p = jax.tree.map(np.asarray, jax.jit(plan, static_argnums=(1, 2, 3))(groups, count, block, home))
     flat = groups.reshape(-1)
     placed = p.row_P[p.row_P < len(flat)]
     np.testing.assert_array_equal(np.sort(placed), np.arange(len(flat)))
     np.testing.assert_array_equal(p.row_P[p.place_TK.reshape(-1)], np.arange(len(flat)))
-    for n, rows in enumerate(p.row_P.reshape(-1, block)):
+    sizes = np.bincount(flat, minlength=count)
+    homes, blocks = p.row_P[: count * home].reshape(count, home), p.row_P[count * home :].reshape(-1, block)
+    assert len(blocks) == len(p.group_N)
+    for group, rows in enumerate(homes):
+        real = rows[rows < len(flat)]
+        assert np.all(flat[real] == group)
+        assert len(real) == min(sizes[group], home)
+        assert np.all(np.diff(real) > 0)  # in the order of the tokens
+    for n, rows in enumerate(blocks):
         real = rows[rows < len(flat)]
         assert np.all(flat[real] == p.group_N[n])
         assert (len(real) > 0) == (n < p.blocks)
-        assert np.all(np.diff(real) > 0)  # in the order of the tokens
-    sizes = np.bincount(flat, minlength=count)
-    assert p.blocks == sum(-(-size // block) for size in sizes)
+        assert np.all(np.diff(real) > 0)
+    assert p.blocks == sum(-(-max(size - home, 0) // block) for size in sizes)
 
 
 @pytest.mark.parametrize(
-    ("assignments", "groups", "rows"), [(1, 1, 8), (64, 64, 8), (1024, 16, 32), (4096, 8, 128), (10**6, 4, 128)]
+    ("tokens", "choices", "groups", "sizes"),
+    [
+        (1, 4, 32, (0, 1)),
+        (8, 4, 32, (0, 8)),
+        (1024, 4, 32, (160, 128)),
+        (1024, 8, 4096, (16, 16)),
+        (10**6, 1, 4, (312512, 256)),
+    ],
 )
-def test_a_block_is_half_a_mean_group_within_bounds(assignments: int, groups: int, rows: int) -> None:
-    assert block_size(assignments, groups) == rows
+def test_a_home_holds_a_quarter_more_than_a_mean_group(
+    tokens: int, choices: int, groups: int, sizes: tuple[int, int]
+) -> None:
+    assert room(tokens, choices, groups) == sizes
 
 
 def test_spread_and_collect_are_transposes() -> None:
@@ -76,41 +94,37 @@ def test_spread_and_collect_are_transposes() -> None:
     close(jax.jit(collect)(spread_x, p), groups.shape[1] * x, LAYER)
 
 
-# --- the product -----------------------------------------------------------------------------------------------------
+# --- any function ----------------------------------------------------------------------------------------------------
 
 
-def test_the_product_and_its_gradients_equal_the_loop(case: tuple[Any, int]) -> None:
+def product(w_DF: Any, x_RD: Any, weight_R1: Any) -> Any:
+    return jnp.dot(x_RD, w_DF) * weight_R1
+
+
+@pytest.mark.parametrize("homes", [None, (0, 4), (2, 4), (16, 4)], ids="home_and_block_{}".format)
+def test_a_mix_and_its_gradients_equal_the_loop(
+    monkeypatch: pytest.MonkeyPatch, case: tuple[Any, int], homes: tuple[int, int] | None
+) -> None:
+    if homes is not None:
+        monkeypatch.setattr("archzoo.layers.grouped.room", lambda *sizes: homes)
     groups, count = case
-    x, w, dy = normal(0, *groups.shape, D), normal(1, count, D, F), normal(2, *groups.shape, F)
+    w, x, weights = normal(1, count, D, F), normal(0, len(groups), D), normal(3, *groups.shape)
+    dy = normal(2, len(groups), F)
 
     @jax.jit
-    def run(x: Any, w: Any) -> Any:
-        """One row an assignment: spread by hand, so that only the product is under test."""
-        p = plan(jnp.asarray(groups), count, 4)
-
-        def product(x: Any, w: Any) -> Any:
-            rows = x.reshape(-1, D).at[p.row_P].get(mode="fill", fill_value=0)
-            return grouped_matmul(rows, w, p, 4)[p.place_TK]
-
-        y, pull = jax.vjp(product, x, w)
+    def run(*at: Any) -> Any:
+        y, pull = jax.vjp(lambda *at: mix(product, *at, jnp.asarray(groups)), *at)
         return y, pull(jnp.asarray(dy))
 
-    y, (dx, dw) = run(x, w)
-    x, w, dy = (a.astype(np.float64) for a in (x, w, dy))
-    close(y, np.einsum("tkd,tkdf->tkf", x, w[groups]), LAYER)
-    close(dx, np.einsum("tkf,tkdf->tkd", dy, w[groups]), LAYER)
+    y, (dw, dx, dweights) = run(w, x, weights)
+    w, x, weights, dy = (a.astype(np.float64) for a in (w, x, weights, dy))
+    each = np.einsum("td,tkdf->tkf", x, w[groups])
+    close(y, np.einsum("tkf,tk->tf", each, weights), LAYER)
+    close(dweights, np.einsum("tf,tkf->tk", dy, each), GRADIENT)
+    close(dx, np.einsum("tf,tkdf,tk->td", dy, w[groups], weights), GRADIENT)
     expected = np.zeros_like(w)
-    np.add.at(expected, groups, np.einsum("tkd,tkf->tkdf", x, dy))
-    close(dw, expected, LAYER)
-
-
-def test_rows_of_unused_blocks_are_zero() -> None:
-    p = jax.jit(plan, static_argnums=(1, 2))(jnp.zeros((5, 1), jnp.int32), 4, 2)
-    y = np.asarray(jax.jit(grouped_matmul, static_argnums=3)(jnp.ones((len(p.row_P), D)), jnp.ones((4, D, F)), p, 2))
-    used = int(p.blocks) * 2
-    assert used < len(y)
-    assert np.all(y[:used] == D)
-    assert np.all(y[used:] == 0)
+    np.add.at(expected, groups, np.einsum("td,tf,tk->tkdf", x, dy, weights))
+    close(dw, expected, GRADIENT)
 
 
 # --- the dispatch ----------------------------------------------------------------------------------------------------
@@ -164,20 +178,21 @@ def test_no_array_grows_with_experts_times_rows(part: str) -> None:
         return jnp.sum(dispatched(groups, at)[0])
 
     size = largest(run if part == "forward" else jax.grad(run, argnums=1), groups, at)
-    padded = tokens * choices + count * block_size(tokens * choices, count)
+    home, block = room(tokens, choices, count)
+    padded = count * home + (tokens * choices // block + min(count, tokens * choices) + AT_ONCE) * block
     assert size <= max(padded * D, count * D * F) < tokens * choices * count
 
 
 def test_bfloat16_weight_gradients_of_a_long_group_keep_their_small_parts() -> None:
     """Thousands of rows to one expert: a sum over its blocks in bfloat16 would stop growing."""
-    rows, block = 8192, block_size(8192, 512)
-    groups, w = jnp.zeros((rows, 1), jnp.int32), jnp.ones((1, 1, 1), jnp.bfloat16)
+    rows = 8192
+    groups, ones = jnp.zeros((rows, 1), jnp.int32), jnp.ones((rows, 1), jnp.bfloat16)
 
     def loss(w: Any) -> Any:
-        p = plan(groups, 1, block)
-        return jnp.sum(grouped_matmul(spread(jnp.ones((rows, 1), jnp.bfloat16), p), w, p, block).astype(jnp.float32))
+        return jnp.sum(mix(product, w, ones, ones, groups).astype(jnp.float32))
 
-    close(jax.jit(jax.grad(loss))(w), np.full((1, 1, 1), float(rows)), HALF)
+    dw = jax.jit(jax.grad(loss))(jnp.ones((512, 1, 1), jnp.bfloat16))
+    close(dw[0], np.full((1, 1), float(rows)), HALF)
 
 
 def test_the_dispatch_in_bfloat16_is_near_float32() -> None:
