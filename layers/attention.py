@@ -126,13 +126,20 @@ def attend(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    execution: Execution | None = None,
 ) -> jax.Array:
     """Causal attention of each query to the keys at or before its slot, in its document, within its window: [B, L, K,
     G, U].
 
     keys: the parts of one sequence, in order (what a cache holds, then the new tokens); the last part is as long as
-    the queries. Scores and softmax are float32. A query with no key to see gets a finite, meaningless value."""
+    the queries. execution: on its target gpu, the tokens of a sequence among themselves go through a kernel. Scores
+    and softmax are float32. A query with no key to see gets a finite, meaningless value."""
     batch, length = q_BLKGE.shape[:2]
+    if execution is not None and execution.target == "gpu" and len(keys) == 1:
+        from .attention_gpu import flash_attention  # Pallas is slow to import, and of no use elsewhere
+
+        flash = partial(flash_attention, scale=scale, window=window, softcap=softcap, rules=execution.rules)
+        return flash(q_BLKGE, keys[0].k_BMKE, keys[0].v_BMKU, keys[0].slots_BM, segments_BL)
     rule = Rule(scale, window, softcap)
     queries = Queries(q_BLKGE, jnp.broadcast_to(slots_L, (batch, length)), segments_BL)
     if window is not None and length > 2 * window:
@@ -381,7 +388,14 @@ class AttentionShell(nn.Module):
             keys.insert(0, Keys(k_BSKE, v_BSKE, held_slots(context, k_BSKE.shape[1])))
         scale = s.head_dim**-0.5 if s.scale is None else s.scale
         out_BLKGE = attend(
-            q_BLKGE, keys, context.slots_L, context.segments_BL, scale=scale, window=s.window, softcap=s.softcap
+            q_BLKGE,
+            keys,
+            context.slots_L,
+            context.segments_BL,
+            scale=scale,
+            window=s.window,
+            softcap=s.softcap,
+            execution=self.execution,
         )
         y_BLD = project("BLKGE,KGED->BLD", out_BLKGE, w("wo_KGED", inputs="KGE"))
         y_BLD = y_BLD + b("bo_D") if "o" in s.bias else y_BLD

@@ -87,6 +87,7 @@ def expanded(
     slots_BL: jax.Array,
     context: Context,
     scale: float,
+    execution: Execution | None = None,
 ) -> jax.Array:
     """Attention among the new tokens with keys and values read out of their latents: [B, L, H, V]."""
     rank = wk_CHN.shape[0]
@@ -96,7 +97,8 @@ def expanded(
     k_BLHP = jnp.concatenate([nope_BLHN, shared_BLHR], axis=-1)
     v_BLHV = project("BLC,CHV->BLHV", c_BLC, wv_CHV)
     keys = Keys(k_BLHP, v_BLHV, slots_BL, context.segments_BL)
-    out = attend(q_BLHP[:, :, :, None], [keys], context.slots_L, context.segments_BL, scale=scale)
+    q_BLHGP = q_BLHP[:, :, :, None]
+    out = attend(q_BLHGP, [keys], context.slots_L, context.segments_BL, scale=scale, execution=execution)
     return out[:, :, :, 0]
 
 
@@ -148,7 +150,7 @@ class LatentAttentionShell(nn.Module):
         wk_CHN, wv_CHV = w("wk_CHN", inputs="C"), w("wv_CHV", inputs="C")
         slots_BL = new_slots(context)
         if cache is None:
-            out_BLHV = expanded(q_BLHP, latent_BLT, wk_CHN, wv_CHV, slots_BL, context, s.scale)
+            out_BLHV = expanded(q_BLHP, latent_BLT, wk_CHN, wv_CHV, slots_BL, context, s.scale, self.execution)
         else:
             held_BST = cache["latent_BST"].astype(x_BLD.dtype)
             parts = [(held_BST, held_slots(context, held_BST.shape[1])), (latent_BLT, slots_BL)]

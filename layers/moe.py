@@ -103,6 +103,17 @@ def grouped(
     return mix(partial(_expert, experts.activation), weights, x_TD, *routing[:2]), jnp.float32(0)
 
 
+def grouped_on_gpu(
+    x_BLD: jax.Array, real_BL: jax.Array, routing: Routing, experts: Experts, factor: float
+) -> tuple[jax.Array, jax.Array]:
+    """`grouped` through kernels (grouped_gpu.py)."""
+    from .grouped_gpu import mix_gated  # Pallas is slow to import, and of no use elsewhere
+
+    matrices = experts.gate_XDF, experts.up_XDF, experts.down_XFD
+    x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
+    return mix_gated(x_TD, routing.experts_TK, routing.weights_TK, matrices, experts.activation), jnp.float32(0)
+
+
 def _expert(
     activation: Callable[[jax.Array], jax.Array], weights: tuple[jax.Array, ...], x_RD: jax.Array, weight_R1: jax.Array
 ) -> jax.Array:
@@ -158,7 +169,8 @@ class MoEShell(nn.Module):
         gate_XDF, up_XDF = w("w_gate_XDF", inputs="D"), w("w_up_XDF", inputs="D")
         experts = Experts(gate_XDF, up_XDF, w("w_down_XFD", inputs="F"), ACTIVATIONS[s.activation])
         default = "capacity" if self.execution.target == "neuron" else "grouped"
-        dispatch = DISPATCH[default if self.execution.dispatch == "auto" else self.execution.dispatch]
+        name = default if self.execution.dispatch == "auto" else self.execution.dispatch
+        dispatch = grouped_on_gpu if name == "grouped" and self.execution.target == "gpu" else DISPATCH[name]
         real_BL = context.real_BL()
         y_TD, dropped = dispatch(x_BLD, real_BL, routing, experts, self.execution.capacity)
         y_BLD = y_TD.reshape(x_BLD.shape)

@@ -79,7 +79,7 @@ def test_every_dispatch_has_the_same_gradients() -> None:
     close(gradients("capacity"), dense, GRADIENT)
 
 
-@pytest.mark.parametrize(("target", "drops"), [("auto", False), ("cpu", False), ("gpu", False), ("neuron", True)])
+@pytest.mark.parametrize(("target", "drops"), [("auto", False), ("cpu", False), ("neuron", True)])
 def test_only_neuron_dispatches_by_capacity_unasked(target: str, drops: bool) -> None:
     """With room for a twentieth of the choices capacity must drop some, and grouped none."""
     _, aux = layer(MIXTURES["mixtral"], target=target, capacity=0.05)(
