@@ -137,6 +137,10 @@ def router_loss(statistics: Mapping[str, Any], whole: Whole, losses: Losses) -> 
 # --- cross entropy ---------------------------------------------------------------------------------------------------
 
 
+LOGITS = 2**24
+"""Logits at a time at least: 64 MiB, few sums into the head's gradient, and products at full speed."""
+
+
 class _Head(NamedTuple):
     tied: bool
     softcap: float | None
@@ -159,12 +163,13 @@ def cross_entropy(
     hidden: [..., width], in the dtype to multiply in.  head: [width, vocab], or if tied the embedding [vocab, width];
     its gradient is summed in float32.  targets: int [...].  weights: float [...], taken as constants.
     softcap: logits become softcap * tanh(logits / softcap).  chunk: how many tokens have logits at a time; None for as
-    many as make these 8 times as large as hidden. The first result has a gradient, the second has none.
+    many as make these LOGITS numbers, or 8 times as large as hidden. The first result has a gradient, the second none.
     """
     width, vocab = head.shape[::-1] if tied else head.shape
     hidden_TD = hidden.reshape(-1, width)
     tokens = hidden_TD.shape[0]
-    chunks = -(-vocab // (8 * width)) if chunk is None else -(-tokens // chunk)
+    chunk = max(8 * width * tokens, LOGITS) // vocab if chunk is None else chunk
+    chunks = -(-tokens // max(1, chunk))
     into = partial(_strided, chunks=max(1, min(chunks, tokens)))
     total, nats = _summed(
         into(hidden_TD), head, into(targets.reshape(-1)), into(weights.reshape(-1)), _Head(tied, softcap, z)
@@ -184,18 +189,32 @@ def _chunk(x_CND: jax.Array, targets_CN: jax.Array, weights_CN: jax.Array, i: ja
     return take(x_CND), take(targets_CN), take(weights_CN)
 
 
-def _evaluate(
-    x_CD: jax.Array, w: jax.Array, targets_C: jax.Array, weights_C: jax.Array, head: _Head
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(logits [C, V], their logsumexp [C], whether each is the target's [C, V], both sums [2]) of a chunk, float32."""
+class _Chunk(NamedTuple):
+    """Float32: logits [C, V] and exp(logits - their largest), its sum and the logsumexp [C, 1]; whether a logit is the
+    target's [C, V]; both sums [2].
+    """
+
+    logits: jax.Array
+    e: jax.Array
+    total: jax.Array
+    lse: jax.Array
+    hit: jax.Array
+    sums: jax.Array
+
+
+def _evaluate(x_CD: jax.Array, w: jax.Array, targets_C: jax.Array, weights_C: jax.Array, head: _Head) -> _Chunk:
     logits_CV = jax.lax.dot_general(x_CD, w, _sums(1, 1 if head.tied else 0), preferred_element_type=jnp.float32)
     logits_CV = capped(logits_CV, head.softcap)
-    lse_C = jax.nn.logsumexp(logits_CV, axis=-1)
+    most_C1 = jnp.max(logits_CV, axis=-1, keepdims=True)
+    e_CV = jnp.exp(logits_CV - most_C1)  # the one exponential, for the loss and for its gradient
+    total_C1 = jnp.sum(e_CV, axis=-1, keepdims=True)
+    lse_C1 = most_C1 + jnp.log(total_C1)
     # A comparison, not a gather: it stays local where the vocabulary is sharded.
     hit_CV = targets_C[:, None] == jnp.arange(logits_CV.shape[1])
-    nats_C = lse_C - jnp.sum(jnp.where(hit_CV, logits_CV, 0), axis=-1)
-    sums = jnp.stack([jnp.sum(weights_C * (nats_C + head.z * jnp.square(lse_C))), jnp.sum(weights_C * nats_C)])
-    return logits_CV, lse_C, hit_CV, sums
+    nats_C = lse_C1[:, 0] - jnp.sum(jnp.where(hit_CV, logits_CV, 0), axis=-1)
+    z_C = nats_C + head.z * jnp.square(lse_C1[:, 0])
+    sums = jnp.stack([jnp.sum(weights_C * z_C), jnp.sum(weights_C * nats_C)])
+    return _Chunk(logits_CV, e_CV, total_C1, lse_C1, hit_CV, sums)
 
 
 def _sums(left: int, right: int) -> tuple[Any, Any]:
@@ -211,7 +230,7 @@ def _summed(
 
     def step(sums: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         x_CD, targets_C, weights_C = _chunk(x_CND, targets_CN, weights_CN, i)
-        return sums + _evaluate(x_CD, cast, targets_C, weights_C, head)[-1], None
+        return sums + _evaluate(x_CD, cast, targets_C, weights_C, head).sums, None
 
     sums, _ = jax.lax.scan(step, jnp.zeros(2, jnp.float32), jnp.arange(x_CND.shape[1]))
     return sums[0], sums[1]
@@ -226,16 +245,16 @@ def _forward(
     def step(carry: tuple[jax.Array, jax.Array, jax.Array], i: jax.Array) -> tuple[Any, None]:
         sums, dx_CND, dw = carry
         x_CD, targets_C, weights_C = _chunk(x_CND, targets_CN, weights_CN, i)
-        logits_CV, lse_C, hit_CV, new = _evaluate(x_CD, cast, targets_C, weights_C, head)
-        p_CV = jnp.exp(logits_CV - lse_C[:, None])
-        d_CV = weights_C[:, None] * (p_CV * (1 + 2 * head.z * lse_C[:, None]) - hit_CV)
+        at = _evaluate(x_CD, cast, targets_C, weights_C, head)
+        weights_C1 = weights_C[:, None]
+        d_CV = at.e * (weights_C1 * (1 + 2 * head.z * at.lse) / at.total) - jnp.where(at.hit, weights_C1, 0)
         if head.softcap is not None:
-            d_CV *= 1 - jnp.square(logits_CV / head.softcap)
+            d_CV *= 1 - jnp.square(at.logits / head.softcap)
         d_CV = d_CV.astype(x_CD.dtype)
         dx_CD = jax.lax.dot_general(d_CV, cast, _sums(1, 0 if head.tied else 1))
         left, right = (d_CV, x_CD) if head.tied else (x_CD, d_CV)
         dw += jax.lax.dot_general(left, right, _sums(0, 0), preferred_element_type=jnp.float32)
-        return (sums + new, jax.lax.dynamic_update_index_in_dim(dx_CND, dx_CD, i, axis=1), dw), None
+        return (sums + at.sums, jax.lax.dynamic_update_index_in_dim(dx_CND, dx_CD, i, axis=1), dw), None
 
     start = jnp.zeros(2, jnp.float32), jnp.zeros_like(x_CND), jnp.zeros(w.shape, jnp.float32)
     (sums, dx_CND, dw), _ = jax.lax.scan(step, start, jnp.arange(x_CND.shape[1]))

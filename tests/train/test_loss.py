@@ -16,6 +16,7 @@ from archzoo.layers.mlp import GatedMLP
 from archzoo.layers.moe import MoE
 from archzoo.layers.norms import RMSNorm
 from archzoo.layers.router import Router
+from archzoo.train import loss
 from archzoo.train.loss import Losses, Whole, cross_entropy, default_losses, router_loss, routers
 
 TOKENS, WIDTH, VOCAB = 11, 6, 40
@@ -107,7 +108,8 @@ def large(tokens: int, width: int, vocab: int, **settings: Any) -> tuple[Any, tu
     return function, shapes
 
 
-def test_no_array_holds_all_logits() -> None:
+def test_no_array_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "LOGITS", 1024 * 4096 // 64)
     function, shapes = large(1024, 8, 4096)
     for traced in (jax.make_jaxpr(function)(*shapes), jax.make_jaxpr(jax.value_and_grad(function, (0, 1)))(*shapes)):
         sizes = [out.aval.size for equation in equations(traced.jaxpr) for out in equation.outvars]
