@@ -75,8 +75,9 @@ class Attention:
 
     def cache(self, batch: int, length: int, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
         slots = length if self.window is None else min(self.window, length)
-        entry = jax.ShapeDtypeStruct((batch, slots, self.kv_heads, self.head_dim), dtype)
-        return {"k_BSKE": entry, "v_BSKE": entry}
+        # Heads first: the products of decoding then read them as they lie.
+        entry = jax.ShapeDtypeStruct((batch, self.kv_heads, slots, self.head_dim), dtype)
+        return {"k_BKSE": entry, "v_BKSE": entry}
 
     def flops(self, length: int) -> float:
         return 4 * self.heads * self.head_dim * mean_keys(length, self.window)
@@ -151,24 +152,18 @@ def attend(
 
 def _over_parts(queries: Queries, keys: Sequence[Keys], rule: Rule) -> jax.Array:
     """One softmax over several parts of keys."""
-    dtype = queries.q_BLKGE.dtype
-
-    def scores_BKGLM(part: Keys) -> jax.Array:
-        formula = "BLKGE,BMKE->BKGLM"
-        scores = jnp.einsum(formula, queries.q_BLKGE, part.k_BMKE, preferred_element_type=jnp.float32)
-        seen_BLM = _seen(queries.slots_BL, queries.segments_BL, part.slots_BM, part.segments_BM, rule.window)
-        return jnp.where(seen_BLM[:, None, None], _capped(scores * rule.scale, rule.softcap), HIDDEN)
-
-    # The sum divides the output, which is smaller than the weights: two passes over those less.
-    scores = [scores_BKGLM(part) for part in keys]
-    most = reduce(jnp.maximum, (jnp.max(s, axis=-1, keepdims=True) for s in scores))
-    weights = [jnp.exp(s - most) for s in scores]
-    total_BKGL = reduce(jnp.add, (jnp.sum(w, axis=-1) for w in weights))
-    outputs = [
-        jnp.einsum("BKGLM,BMKU->BLKGU", w.astype(dtype), part.v_BMKU, preferred_element_type=jnp.float32)
-        for w, part in zip(weights, keys, strict=True)
+    q_BLKGE, dtype = queries.q_BLKGE, queries.q_BLKGE.dtype
+    q_NRE = _rows(q_BLKGE)
+    scores = [
+        _scores(q_NRE, _heads(k_BMKE), (queries.slots_BL, queries.segments_BL, slots_BM, segments_BM), rule)
+        for k_BMKE, _, slots_BM, segments_BM in keys
     ]
-    return (reduce(jnp.add, outputs) / jnp.moveaxis(total_BKGL, 3, 1)[..., None]).astype(dtype)
+    most_NR1 = reduce(jnp.maximum, (jnp.max(s, axis=-1, keepdims=True) for s in scores))
+    weights = [jnp.exp(s - most_NR1) for s in scores]
+    # The sum divides the output, which is smaller than the weights: two passes over those less.
+    total_NR1 = reduce(jnp.add, (jnp.sum(w, axis=-1, keepdims=True) for w in weights))
+    outputs = [_dot(w.astype(dtype), _heads(part.v_BMKU), 2, 1) for w, part in zip(weights, keys, strict=True)]
+    return _unrows((reduce(jnp.add, outputs) / total_NR1).astype(dtype), q_BLKGE)
 
 
 def _in_query_blocks(queries: Queries, keys: Sequence[Keys], rule: Rule) -> jax.Array:
@@ -205,14 +200,59 @@ def _in_windows(queries: Queries, keys: Sequence[Keys], rule: Rule, window: int)
     return out.reshape(batch, count * window, *out.shape[2:])[:, :length]
 
 
-def _seen(
-    slots_BL: jax.Array,
-    segments_BL: jax.Array | None,
-    slots_BM: jax.Array,
-    segments_BM: jax.Array | None,
-    window: int | None,
-) -> jax.Array:
+# --- products --------------------------------------------------------------------------------------------------------
+
+# They are batched over N = B * K and have the queries of a group as rows, R = G * L: forms that XLA runs without
+# transposing scores.
+
+SeenBy = tuple[jax.Array, jax.Array | None, jax.Array, jax.Array | None]
+"""Slots and segments of queries and of keys: slots_BL, segments_BL, slots_BM, segments_BM."""
+
+
+class _Block(NamedTuple):
+    """Queries [start, end) and the keys [first, last) that hold all they see."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+def _rows(x_BLKGE: jax.Array, block: _Block | None = None) -> jax.Array:
+    """The queries of a block, or all, or what belongs to them: [B, L, K, G, E] -> [N, R, E]."""
+    batch, _, kv_heads, _, dim = x_BLKGE.shape
+    x = x_BLKGE if block is None else x_BLKGE[:, block.start : block.end]
+    return x.transpose(0, 2, 3, 1, 4).reshape(batch * kv_heads, -1, dim)
+
+
+def _unrows(x_NRE: jax.Array, like_BLKGE: jax.Array) -> jax.Array:
+    batch, _, kv_heads, group, _ = like_BLKGE.shape
+    return x_NRE.reshape(batch, kv_heads, group, -1, x_NRE.shape[-1]).transpose(0, 3, 1, 2, 4)
+
+
+def _heads(x_BMKE: jax.Array) -> jax.Array:
+    """[B, M, K, E] -> [N, M, E]."""
+    batch, length, kv_heads, dim = x_BMKE.shape
+    return x_BMKE.transpose(0, 2, 1, 3).reshape(batch * kv_heads, length, dim)
+
+
+def _dot(x_N: jax.Array, y_N: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
+    """A batch of products that sum over these axes, float32."""
+    return jax.lax.dot_general(x_N, y_N, (((x_axis,), (y_axis,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+
+
+def _scores(q_NRE: jax.Array, k_NME: jax.Array, seen_by: SeenBy, rule: Rule) -> jax.Array:
+    """Masked scores [N, R, M]."""
+    seen_BLM = _seen(seen_by, rule.window)
+    scores_NRM = _capped(_dot(q_NRE, k_NME, 2, 2) * rule.scale, rule.softcap)
+    batch, length, keys = seen_BLM.shape
+    scores = scores_NRM.reshape(batch, -1, length, keys)
+    return jnp.where(seen_BLM[:, None], scores, HIDDEN).reshape(scores_NRM.shape)
+
+
+def _seen(seen_by: SeenBy, window: int | None) -> jax.Array:
     """bool [B, L, M]: which keys a query sees."""
+    slots_BL, segments_BL, slots_BM, segments_BM = seen_by
     q_slots, k_slots = slots_BL[:, :, None], slots_BM[:, None, :]
     seen_BLM = (k_slots >= 0) & (k_slots <= q_slots)
     if window is not None:
@@ -235,23 +275,13 @@ def _pad_axis(x: jax.Array, size: int, axis: int, fill: int = 0) -> jax.Array:
 # --- attention within a sequence, with its gradient ------------------------------------------------------------------
 
 # FlashAttention's way through memory (Dao 2023) without its kernel: of the weights only each query's logsumexp is
-# kept, and a block of queries does not look at keys whose index says that it cannot see them. The products are batched
-# over N = B * K and have the queries of a group as rows, R = G * L: forms that XLA runs without transposing scores.
+# kept, and a block of queries does not look at keys whose index says that it cannot see them.
 
 
 def _in_order(queries: Queries, keys: Keys, rule: Rule, before: int) -> jax.Array:
     """`_over_parts` of one part, where key `before + i` is query i's own."""
     seen_by = queries.slots_BL, queries.segments_BL, keys.slots_BM, keys.segments_BM
     return _ordered(queries.q_BLKGE, keys.k_BMKE, keys.v_BMKU, seen_by, rule, before)
-
-
-class _Block(NamedTuple):
-    """Queries [start, end) and the keys [first, last) that hold all they see."""
-
-    start: int
-    end: int
-    first: int
-    last: int
 
 
 def _blocks(length: int, window: int | None, before: int) -> list[_Block]:
@@ -264,39 +294,15 @@ def _blocks(length: int, window: int | None, before: int) -> list[_Block]:
     return [_Block(start, end, f, before + end) for start, end, f in zip(starts, ends, first, strict=True)]
 
 
-def _rows(x_BLKGE: jax.Array, block: _Block) -> jax.Array:
-    """The queries of a block, or what belongs to them: [B, L, K, G, E] -> [N, R, E]."""
-    batch, _, kv_heads, group, dim = x_BLKGE.shape
-    x = x_BLKGE[:, block.start : block.end].transpose(0, 2, 3, 1, 4)
-    return x.reshape(batch * kv_heads, group * (block.end - block.start), dim)
-
-
-def _unrows(x_NRE: jax.Array, like_BLKGE: jax.Array) -> jax.Array:
-    batch, _, kv_heads, group, _ = like_BLKGE.shape
-    return x_NRE.reshape(batch, kv_heads, group, -1, x_NRE.shape[-1]).transpose(0, 3, 1, 2, 4)
-
-
-def _heads(x_BMKE: jax.Array) -> jax.Array:
-    """[B, M, K, E] -> [N, M, E]."""
-    batch, length, kv_heads, dim = x_BMKE.shape
-    return x_BMKE.transpose(0, 2, 1, 3).reshape(batch * kv_heads, length, dim)
-
-
-def _dot(x_N: jax.Array, y_N: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
-    """A batch of products that sum over these axes, float32."""
-    return jax.lax.dot_general(x_N, y_N, (((x_axis,), (y_axis,)), ((0,), (0,))), preferred_element_type=jnp.float32)
-
-
-def _scores(q_NRE: jax.Array, k_NME: jax.Array, seen_by: Any, block: _Block, rule: Rule) -> jax.Array:
-    """Masked scores [N, R, M] of a block."""
+def _of(seen_by: SeenBy, block: _Block) -> SeenBy:
+    """The slots and segments of a block."""
     slots_BL, segments_BL, slots_BM, segments_BM = seen_by
     own, keys = slice(block.start, block.end), slice(block.first, block.last)
-    cut = None if segments_BL is None else segments_BL[:, own], None if segments_BM is None else segments_BM[:, keys]
-    seen_BLM = _seen(slots_BL[:, own], cut[0], slots_BM[:, keys], cut[1], rule.window)
-    scores_NRM = _capped(_dot(q_NRE, k_NME, 2, 2) * rule.scale, rule.softcap)
-    batch, length, keys_ = seen_BLM.shape
-    scores = scores_NRM.reshape(batch, -1, length, keys_)
-    return jnp.where(seen_BLM[:, None], scores, HIDDEN).reshape(scores_NRM.shape)
+    segments = (
+        None if segments_BL is None else segments_BL[:, own],
+        None if segments_BM is None else segments_BM[:, keys],
+    )
+    return slots_BL[:, own], segments[0], slots_BM[:, keys], segments[1]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -313,7 +319,7 @@ def _forward(
     outputs, sums = [], []
     for block in _blocks(q_BLKGE.shape[1], rule.window, before):
         keys = slice(block.first, block.last)
-        scores_NRM = _scores(_rows(q_BLKGE, block), k_NME[:, keys], seen_by, block, rule)
+        scores_NRM = _scores(_rows(q_BLKGE, block), k_NME[:, keys], _of(seen_by, block), rule)
         most_NR1 = jnp.max(scores_NRM, axis=-1, keepdims=True)
         weights_NRM = jnp.exp(scores_NRM - most_NR1)
         # The sum divides the output, which is smaller than the weights.
@@ -333,7 +339,7 @@ def _backward(rule: Rule, before: int, saved: Any, dout_BLKGU: jax.Array) -> tup
     for block, lse_NR1 in zip(_blocks(q_BLKGE.shape[1], rule.window, before), sums, strict=True):
         keys = slice(block.first, block.last)
         q_NRE, out_NRU, dout_NRU = (_rows(x, block) for x in (q_BLKGE, out_BLKGU, dout_BLKGU))
-        scores_NRM = _scores(q_NRE, k_NME[:, keys], seen_by, block, rule)
+        scores_NRM = _scores(q_NRE, k_NME[:, keys], _of(seen_by, block), rule)
         weights_NRM = jnp.exp(scores_NRM - lse_NR1)
         mean_NR1 = jnp.sum(out_NRU.astype(jnp.float32) * dout_NRU, axis=-1, keepdims=True)
         dscores_NRM = weights_NRM * (_dot(dout_NRU, v_NMU[:, keys], 2, 2) - mean_NR1) * rule.scale
@@ -384,7 +390,7 @@ class AttentionShell(nn.Module):
 
         keys = [Keys(k_BLKE, v_BLKE, new_slots(context), context.segments_BL)]
         if cache is not None:
-            k_BSKE, v_BSKE = cache["k_BSKE"].astype(q_BLKGE.dtype), cache["v_BSKE"].astype(q_BLKGE.dtype)
+            k_BSKE, v_BSKE = (jnp.swapaxes(cache[name], 1, 2).astype(q_BLKGE.dtype) for name in ("k_BKSE", "v_BKSE"))
             keys.insert(0, Keys(k_BSKE, v_BSKE, held_slots(context, k_BSKE.shape[1])))
         scale = s.head_dim**-0.5 if s.scale is None else s.scale
         out_BLKGE = attend(
@@ -400,4 +406,5 @@ class AttentionShell(nn.Module):
         y_BLD = project("BLKGE,KGED->BLD", out_BLKGE, w("wo_KGED", inputs="KGE"))
         y_BLD = y_BLD + b("bo_D") if "o" in s.bias else y_BLD
         kept = slice(None) if s.window is None else slice(-s.window, None)
-        return y_BLD, {"k_BSKE": k_BLKE[:, kept], "v_BSKE": v_BLKE[:, kept]}, {}
+        new_entries = {"k_BKSE": jnp.swapaxes(k_BLKE[:, kept], 1, 2), "v_BKSE": jnp.swapaxes(v_BLKE[:, kept], 1, 2)}
+        return y_BLD, new_entries, {}

@@ -1,13 +1,11 @@
 """What decoding keeps: every entry with a slot axis is a ring, and a full cache is a ring that never wraps.
 
-Token t of a row is written to slot t mod S of an entry with S slots (named S in its axes: `k_BSKE`), so slot j holds
+Token t of a row is written to slot t mod S of an entry with S slots (named S in its axes: `k_BKSE`), so slot j holds
 the latest t with t mod S = j. Prompts are right-aligned: all rows write the same slot, and a row's first `pad_B`
 slots hold nothing. An entry without a slot axis is a state, replaced whole.
 
 Dimensions: R layers of a scan, B batch, L new tokens, S slots.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,19 +27,19 @@ def held_slots(context: Context, size: int) -> jax.Array:
     return jnp.where(token_S[None] < context.pad_B[:, None], -1, token_S[None])
 
 
-def store(entry: jax.Array, new: jax.Array, end: jax.Array) -> jax.Array:
-    """Writes the entries [R, B, L, ...] of the L tokens before `end` into the ring [R, B, S, ...]; L is at most S.
+def store(entry: jax.Array, new: jax.Array, end: jax.Array, axis: int = 2) -> jax.Array:
+    """Writes the L tokens before `end` into the ring: [R, B, L, ...] into [R, B, S, ...], or where the axis is another;
+    L is at most S.
 
     One token is one update in place; more are gathered, as they may wrap.
     """
-    size, length = entry.shape[2], new.shape[2]
+    size, length = entry.shape[axis], new.shape[axis]
     new = new.astype(entry.dtype)
     if length == 1:
-        start: list[Any] = [0, 0, (end - 1) % size, *[0] * (entry.ndim - 3)]
-        return jax.lax.dynamic_update_slice(entry, new, start)
+        return jax.lax.dynamic_update_slice_in_dim(entry, new, (end - 1) % size, axis)
     source_S = _latest(end, size) - (end - length)
-    taken = jnp.take(new, jnp.clip(source_S, 0, length - 1), axis=2, mode="clip")
-    fresh = (source_S >= 0).reshape(size, *(1,) * (entry.ndim - 3))
+    taken = jnp.take(new, jnp.clip(source_S, 0, length - 1), axis=axis, mode="clip")
+    fresh = (source_S >= 0).reshape(size, *(1,) * (entry.ndim - axis - 1))
     return jnp.where(fresh, taken, entry)
 
 

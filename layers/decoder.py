@@ -200,14 +200,14 @@ def document_positions(segments_BL: jax.Array) -> jax.Array:
 
 def _written(held: Any, new: Any, end: jax.Array) -> Any:
     """The cache entries of a run with the new tokens' in them; one without a slot axis S in its name is replaced."""
+
+    def written(name: str, entry: jax.Array, tokens: jax.Array) -> jax.Array:
+        axis = name.rpartition("_")[2].find("S")
+        return tokens.astype(entry.dtype) if axis < 0 else store(entry, tokens, end, 1 + axis)
+
     return {
         layer: {
-            part: {
-                name: store(entry, new[layer][part][name], end)
-                if "S" in name.rpartition("_")[2]
-                else new[layer][part][name].astype(entry.dtype)
-                for name, entry in entries.items()
-            }
+            part: {name: written(name, entry, new[layer][part][name]) for name, entry in entries.items()}
             for part, entries in parts.items()
         }
         for layer, parts in held.items()

@@ -7,7 +7,7 @@ A layer spec is any frozen dataclass that offers
     .flops(length) -> float         forward FLOPs a token beyond its weight matmuls (those follow from parameter
     shapes)
 
-where its parameters and cache entries carry their axes in their names (`wq_DKGE`, `k_BSKE`) and the file that defines
+where its parameters and cache entries carry their axes in their names (`wq_DKGE`, `k_BKSE`) and the file that defines
 it holds the legend, `AXES = {"D": "width", ...}`. A layer with an "experts" axis also offers `.experts_per_token`.
 """
 

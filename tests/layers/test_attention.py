@@ -305,10 +305,10 @@ def test_mean_keys_counts_what_the_mask_lets_through(window: int | None) -> None
 
 def test_a_window_allocates_its_slots_and_never_more_than_the_length() -> None:
     spec = Attention(heads=4, kv_heads=2, head_dim=8, window=16)
-    slots = [spec.cache(3, length, jnp.bfloat16)["k_BSKE"].shape for length in (8, 16, 1000)]
-    assert slots == [(3, 8, 2, 8), (3, 16, 2, 8), (3, 16, 2, 8)]
+    slots = [spec.cache(3, length, jnp.bfloat16)["k_BKSE"].shape for length in (8, 16, 1000)]
+    assert slots == [(3, 2, 8, 8), (3, 2, 16, 8), (3, 2, 16, 8)]
     full = Attention(heads=4, kv_heads=2, head_dim=8).cache(3, 1000, jnp.bfloat16)
-    assert {name: leaf.shape for name, leaf in full.items()} == dict.fromkeys(("k_BSKE", "v_BSKE"), (3, 1000, 2, 8))
+    assert {name: leaf.shape for name, leaf in full.items()} == dict.fromkeys(("k_BKSE", "v_BKSE"), (3, 2, 1000, 8))
 
 
 def test_shorter_windows_cost_fewer_flops() -> None:
