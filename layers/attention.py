@@ -35,6 +35,9 @@ BLOCKS = 4
 LEAST_BLOCK = 64
 """Queries a block at least: smaller products run at a fraction of their speed."""
 
+FEW_ROWS = 8
+"""Queries of a key head up to which XLA on CPU reads keys faster for a product each: twice to four times while decoding."""
+
 QUERY_BLOCK = 1024
 """Queries a block at most: a sequence of more than BLOCKS such blocks goes one block at a time."""
 
@@ -116,6 +119,7 @@ class Rule(NamedTuple):
     scale: float
     window: int | None = None
     softcap: float | None = None
+    by_row: int = 0  # so many rows of queries or fewer have scores by a product each
 
 
 def attend(
@@ -141,7 +145,8 @@ def attend(
 
         flash = partial(flash_attention, scale=scale, window=window, softcap=softcap, rules=execution.rules)
         return flash(q_BLKGE, keys[0].k_BMKE, keys[0].v_BMKU, keys[0].slots_BM, segments_BL)
-    rule = Rule(scale, window, softcap)
+    on_cpu = execution is None or execution.target in ("auto", "cpu")
+    rule = Rule(scale, window, softcap, FEW_ROWS if on_cpu else 0)
     queries = Queries(q_BLKGE, jnp.broadcast_to(slots_L, (batch, length)), segments_BL)
     if window is not None and length > 2 * window:
         return _in_windows(queries, keys, rule, window)
@@ -244,7 +249,10 @@ def _dot(x_N: jax.Array, y_N: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
 def _scores(q_NRE: jax.Array, k_NME: jax.Array, seen_by: SeenBy, rule: Rule) -> jax.Array:
     """Masked scores [N, R, M]."""
     seen_BLM = _seen(seen_by, rule.window)
-    scores_NRM = _capped(_dot(q_NRE, k_NME, 2, 2) * rule.scale, rule.softcap)
+    few = q_NRE.shape[1] <= rule.by_row
+    rows = jnp.split(q_NRE, q_NRE.shape[1], axis=1) if few else [q_NRE]
+    scores_NRM = jnp.concatenate([_dot(q_NrE, k_NME, 2, 2) for q_NrE in rows], axis=1)
+    scores_NRM = _capped(scores_NRM * rule.scale, rule.softcap)
     batch, length, keys = seen_BLM.shape
     scores = scores_NRM.reshape(batch, -1, length, keys)
     return jnp.where(seen_BLM[:, None], scores, HIDDEN).reshape(scores_NRM.shape)

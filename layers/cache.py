@@ -43,6 +43,14 @@ def store(entry: jax.Array, new: jax.Array, end: jax.Array, axis: int = 2) -> ja
     return jnp.where(fresh, taken, entry)
 
 
+def after(slot: jax.Array, x: jax.Array) -> jax.Array:
+    """`slot`, known only once x is computed, from what the cache held: then XLA knows that it is read before it is
+    written, and writes in place. Without an order it copies the cache first, twice; of a barrier it knows nothing by
+    then. So the order is in the data: nothing is less than -inf, which XLA does not use.
+    """
+    return slot + (x.reshape(-1)[0] < -jnp.inf).astype(slot.dtype)
+
+
 def _latest(end: jax.Array, size: int) -> jax.Array:
     """int32 [S]: for each slot the last token before `end` that falls on it; negative where there is none."""
     return end - 1 - (end - 1 - jnp.arange(size, dtype=jnp.int32)) % size

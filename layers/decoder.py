@@ -19,7 +19,7 @@ from flax import linen as nn
 
 from .accounting import active_param_count, flops_per_token, param_count
 from .block import PARTS
-from .cache import store
+from .cache import after, store
 from .dense import attach
 from .execution import REMAT, Execution
 from .norms import Norm, RMSNorm
@@ -313,7 +313,7 @@ class Decoder(nn.Module):
         context = Context(positions_BL, None, tokens_BL, slots_L, cache["pad_B"])
         x_BLD, entries, _ = self._stack(tokens_BL, context, None if empty else cache, keep=True)
         end = cache["end"] + tokens_BL.shape[1]
-        written = {run: _written(cache[run], new, end) for run, new in entries.items()}
+        written = {run: _written(cache[run], new, after(end, x_BLD)) for run, new in entries.items()}
         return x_BLD, {**written, "end": end, "pad_B": cache["pad_B"]}
 
     @nn.compact
