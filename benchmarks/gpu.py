@@ -54,8 +54,8 @@ ATTENTION: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 # --- what is compiled ------------------------------------------------------------------------------------------------
 
 
-def through_kernel(x_TD: Any, experts_TK: Any, weights_TK: Any, gate_XDF: Any, up_XDF: Any, down_XFD: Any) -> Any:
-    return mix_gated(x_TD, experts_TK, weights_TK, (gate_XDF, up_XDF, down_XFD), jax.nn.silu)
+def through_kernel(x_TD: Any, experts_TK: Any, weights_TK: Any, gate_XFD: Any, up_XFD: Any, down_XDF: Any) -> Any:
+    return mix_gated(x_TD, experts_TK, weights_TK, (gate_XFD, up_XFD, down_XDF), jax.nn.silu)
 
 
 def through_ragged_dot(x_TD: Any, experts_TK: Any, weights_TK: Any, gate_XDF: Any, up_XDF: Any, down_XFD: Any) -> Any:
@@ -122,11 +122,12 @@ def experts(mesh: Mesh, choices: int) -> dict[str, Any]:
     whole = NamedSharding(mesh, PartitionSpec())
     array = partial(jax.ShapeDtypeStruct, sharding=whole)
     row = array((TOKENS, WIDTH), jnp.bfloat16)
-    into, out = array((EXPERTS, WIDTH, FFN), jnp.bfloat16), array((EXPERTS, FFN, WIDTH), jnp.bfloat16)
+    widen, narrow = array((EXPERTS, FFN, WIDTH), jnp.bfloat16), array((EXPERTS, WIDTH, FFN), jnp.bfloat16)
     routing = array((TOKENS, choices), jnp.int32), array((TOKENS, choices), jnp.float32)
     result: dict[str, Any] = {"tokens": TOKENS, "assignments": TOKENS * choices, "experts": EXPERTS}
-    for name, function in (("kernel", through_kernel), ("ragged_dot", through_ragged_dot)):
-        temp, text = compiled(mesh, both_ways(function, integers=(1,)), row, *routing, into, into, out, row)
+    both = ("kernel", through_kernel, widen, narrow), ("ragged_dot", through_ragged_dot, narrow, widen)
+    for name, function, up, down in both:  # each with matrices as it likes them, [out, in] and [in, out]
+        temp, text = compiled(mesh, both_ways(function, integers=(1,)), row, *routing, up, up, down, row)
         grown = [s for s in arrays(text) if math.prod(s) >= EXPERTS * TOKENS * choices * min(WIDTH, FFN)]
         result |= {f"{name}_bytes": temp, f"{name}_expert_row_arrays": sorted(grown)}
     return result | {"ratio": result["ragged_dot_bytes"] / result["kernel_bytes"]}

@@ -110,16 +110,58 @@ def mix(function: Function, params: Any, x_TD: jax.Array, weights_TK: jax.Array,
     groups = jax.tree.leaves(params)[0].shape[0]
     tokens, choices = groups_TK.shape
     home, block = room(tokens, choices, groups)
+    if not home:
+        return one_by_one(function, params, x_TD, weights_TK, groups_TK)
     homes, places = groups * home, checkpoint_name(plan(groups_TK, groups, block, home), KEPT)
     params, x_TD, weights_TK, y_TG = blocks(function, homes, params, x_TD, weights_TK, places)
-    if not homes:
-        return y_TG
     at_home = places._replace(row_P=places.row_P[:homes])
     each = at_home._replace(place_TK=places.place_TK.reshape(-1, 1))
     x_XHD = spread(x_TD, at_home).reshape(groups, home, -1)
     weight_XH1 = spread(weights_TK.reshape(-1, 1), each).reshape(groups, home, 1)
     y_XHG = jax.vmap(function)(params, x_XHD, weight_XH1)
     return y_TG + collect(y_XHG.reshape(homes, -1), at_home)
+
+
+# --- few assignments -------------------------------------------------------------------------------------------------
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def one_by_one(
+    function: Function, params: Any, x_TD: jax.Array, weights_TK: jax.Array, groups_TK: jax.Array
+) -> jax.Array:
+    """`mix` of few assignments, as in decoding, which does little but read parameters.
+
+    XLA on CPU multiplies one row with a matrix of [out, in] where it lies in the stack; for more rows, or a matrix of
+    [in, out], it copies the matrix first. So rows that share a group read it each, and are faster still.
+    """
+    tokens, choices = groups_TK.shape
+
+    def step(i: jax.Array, y_TG: jax.Array) -> jax.Array:
+        token = i // choices
+        own, x_1D, weight_11 = (
+            jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, groups_TK.reshape(-1)[i], keepdims=False), params),
+            jax.lax.dynamic_slice_in_dim(x_TD, token, 1),
+            jax.lax.dynamic_slice_in_dim(weights_TK.reshape(-1, 1), i, 1),
+        )
+        return y_TG.at[token].add(function(own, x_1D, weight_11)[0])
+
+    return jax.lax.fori_loop(0, tokens * choices, step, _zeros(function, params, x_TD, weights_TK))
+
+
+def _one_by_one_backward(function: Function, arrays: Any, dy_TG: jax.Array) -> Any:
+    params, x_TD, weights_TK, groups_TK = arrays
+    groups = jax.tree.leaves(params)[0].shape[0]
+    places = plan(groups_TK, groups, room(*groups_TK.shape, groups)[1])
+    _, pull = jax.vjp(lambda *to: blocks(function, 0, *to, places)[3], params, x_TD, weights_TK)
+    return *pull(dy_TG), None
+
+
+one_by_one.defvjp(lambda function, *arrays: (one_by_one(function, *arrays), arrays), _one_by_one_backward)
+
+
+def _zeros(function: Function, params: Any, x_TD: jax.Array, weights_TK: jax.Array) -> jax.Array:
+    one = jax.eval_shape(function, jax.tree.map(lambda a: a[0], params), x_TD, weights_TK[:, :1])
+    return jnp.zeros(one.shape, one.dtype)
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
@@ -140,9 +182,8 @@ def blocks(
         y_SG = jax.vmap(function)(*rows).reshape(len(row_S), -1)
         return y_TG.at[row_S // weights_TK.shape[1]].add(y_SG, mode="drop")
 
-    one = jax.eval_shape(function, jax.tree.map(lambda a: a[0], params), x_TD, weights_TK[:, :1])
     times, _ = _loop(homes, plan)
-    y_TG = jax.lax.fori_loop(0, times, step, jnp.zeros(one.shape, one.dtype))
+    y_TG = jax.lax.fori_loop(0, times, step, _zeros(function, params, x_TD, weights_TK))
     return params, x_TD, weights_TK, y_TG
 
 

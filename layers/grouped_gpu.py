@@ -48,21 +48,21 @@ def mix_gated(
 ) -> jax.Array:
     """The sum over a token's choices of weight * (activation(x gate) * (x up)) down of the chosen expert: [T, D].
 
-    experts_TK: int32, which expert. matrices: gate and up [X, D, F], down [X, F, D]. interpret: as of
+    experts_TK: int32, which expert. matrices: gate and up [X, F, D], down [X, D, F]. interpret: as of
     `grouped_matmul`. Gradients go to x, the weights and the matrices."""
-    gate_XDF, up_XDF, down_XFD = matrices
-    block = block_size(experts_TK.size, gate_XDF.shape[0])
-    places = plan(experts_TK, gate_XDF.shape[0], block)
+    gate_XFD, up_XFD, down_XDF = matrices
+    block = block_size(experts_TK.size, gate_XFD.shape[0])
+    places = plan(experts_TK, gate_XFD.shape[0], block)
     x_PD = spread(x_TD, places)
-    gate_PF = grouped_matmul(x_PD, gate_XDF, places, block, interpret)
-    up_PF = grouped_matmul(x_PD, up_XDF, places, block, interpret)
-    y_PD = grouped_matmul(activation(gate_PF) * up_PF, down_XFD, places, block, interpret)
+    gate_PF = grouped_matmul(x_PD, gate_XFD, places, block, interpret)
+    up_PF = grouped_matmul(x_PD, up_XFD, places, block, interpret)
+    y_PD = grouped_matmul(activation(gate_PF) * up_PF, down_XDF, places, block, interpret)
     weights_P = weights_TK.reshape(-1).at[places.row_P].get(mode="fill", fill_value=0)
     return collect(y_PD * weights_P[:, None].astype(y_PD.dtype), places)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def grouped_matmul(x_PF: jax.Array, w_XFG: jax.Array, places: Plan, block: int, interpret: bool = False) -> jax.Array:
+def grouped_matmul(x_PF: jax.Array, w_XGF: jax.Array, places: Plan, block: int, interpret: bool = False) -> jax.Array:
     """Each block of rows times its group's matrix: [P, G], in x's dtype, summed in float32. Rows of unused blocks are
     zero.
 
@@ -70,21 +70,21 @@ def grouped_matmul(x_PF: jax.Array, w_XFG: jax.Array, places: Plan, block: int, 
     them. Raises ValueError for a block that the kernels cannot take."""
     if block < ALIGNED or block & (block - 1):
         raise ValueError(f"block is {block}: the GPU kernels take a power of two from {ALIGNED} on")
-    return _product(x_PF, w_XFG, places, block, transposed=False, interpret=interpret)
+    return _product(x_PF, w_XGF, places, block, transposed=True, interpret=interpret)
 
 
 def _forward(
-    x_PF: jax.Array, w_XFG: jax.Array, places: Plan, block: int, interpret: bool
+    x_PF: jax.Array, w_XGF: jax.Array, places: Plan, block: int, interpret: bool
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-    return checkpoint_name(grouped_matmul(x_PF, w_XFG, places, block, interpret), KEPT), (x_PF, w_XFG, places)
+    return checkpoint_name(grouped_matmul(x_PF, w_XGF, places, block, interpret), KEPT), (x_PF, w_XGF, places)
 
 
 def _backward(
     block: int, interpret: bool, saved: tuple[Any, ...], dy_PG: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
-    x_PF, w_XFG, places = saved
-    dx_PF = _product(dy_PG, w_XFG, places, block, transposed=True, interpret=interpret)
-    return dx_PF, _weight_gradient(x_PF, dy_PG, w_XFG, places, block, interpret), None
+    x_PF, w_XGF, places = saved
+    dx_PF = _product(dy_PG, w_XGF, places, block, transposed=False, interpret=interpret)
+    return dx_PF, _weight_gradient(dy_PG, x_PF, w_XGF, places, block, interpret), None
 
 
 grouped_matmul.defvjp(_forward, _backward)
@@ -136,39 +136,39 @@ def _product_kernel(
 
 
 def _weight_gradient(
-    x_PF: jax.Array, dy_PG: jax.Array, w_XFG: jax.Array, places: Plan, block: int, interpret: bool
+    dy_PG: jax.Array, x_PF: jax.Array, w_XGF: jax.Array, places: Plan, block: int, interpret: bool
 ) -> jax.Array:
-    """For each group the sum over its rows of x's outer product with dy: [X, F, G], in w's dtype."""
-    groups, inputs, outputs = w_XFG.shape
-    x_PF, dy_PG = _aligned(x_PF, 1), _aligned(dy_PG, 1)
-    tile_F, tile_G = _tile(x_PF.shape[1], TILE), _tile(dy_PG.shape[1], TILE)
+    """For each group the sum over its rows of dy's outer product with x: [X, G, F], in w's dtype."""
+    groups, outputs, inputs = w_XGF.shape
+    dy_PG, x_PF = _aligned(dy_PG, 1), _aligned(x_PF, 1)
+    tile_G, tile_F = _tile(dy_PG.shape[1], TILE), _tile(x_PF.shape[1], TILE)
     # The blocks of a group lie one after the other, and the groups in order; those not in use come last.
     blocks_X = jnp.arange(groups + 1, dtype=jnp.int32)
     starts_X1 = jnp.minimum(jnp.searchsorted(places.group_N, blocks_X).astype(jnp.int32), places.blocks)
-    dw_XFG: jax.Array = pl.pallas_call(
+    dw_XGF: jax.Array = pl.pallas_call(
         partial(_weight_gradient_kernel, block=block, depth=min(block, DEPTH)),
-        grid=(dy_PG.shape[1] // tile_G, x_PF.shape[1] // tile_F, groups),
+        grid=(x_PF.shape[1] // tile_F, dy_PG.shape[1] // tile_G, groups),
         in_specs=[
             _whole(starts_X1),
-            pl.BlockSpec((x_PF.shape[0], tile_F), lambda g, f, x: (0, f)),
-            pl.BlockSpec((dy_PG.shape[0], tile_G), lambda g, f, x: (0, g)),
+            pl.BlockSpec((dy_PG.shape[0], tile_G), lambda f, g, x: (0, g)),
+            pl.BlockSpec((x_PF.shape[0], tile_F), lambda f, g, x: (0, f)),
         ],
-        out_specs=pl.BlockSpec((None, tile_F, tile_G), lambda g, f, x: (x, f, g)),
-        out_shape=jax.ShapeDtypeStruct((groups, x_PF.shape[1], dy_PG.shape[1]), w_XFG.dtype),
+        out_specs=pl.BlockSpec((None, tile_G, tile_F), lambda f, g, x: (x, g, f)),
+        out_shape=jax.ShapeDtypeStruct((groups, dy_PG.shape[1], x_PF.shape[1]), w_XGF.dtype),
         compiler_params=triton.CompilerParams(num_warps=8 if tile_F * tile_G > 64 * 64 else 4, num_stages=3),
         interpret=interpret,
         name="grouped_weight_gradient",
-    )(starts_X1, x_PF, dy_PG)
-    return dw_XFG[:, :inputs, :outputs]
+    )(starts_X1, dy_PG, x_PF)
+    return dw_XGF[:, :outputs, :inputs]
 
 
-def _weight_gradient_kernel(starts_ref: Any, x_ref: Any, dy_ref: Any, dw_ref: Any, *, block: int, depth: int) -> None:
+def _weight_gradient_kernel(starts_ref: Any, dy_ref: Any, x_ref: Any, dw_ref: Any, *, block: int, depth: int) -> None:
     """One tile of one group's matrix, over that group's rows."""
     group, per_block = pl.program_id(2), block // depth
 
     def step(i: jax.Array, dw: jax.Array) -> jax.Array:
         rows = pl.ds(i * depth, depth)
-        return dw + jnp.dot(x_ref[rows, :].T, dy_ref[rows, :], preferred_element_type=jnp.float32)
+        return dw + jnp.dot(dy_ref[rows, :].T, x_ref[rows, :], preferred_element_type=jnp.float32)
 
     first, end = starts_ref[group] * per_block, starts_ref[group + 1] * per_block
     dw_ref[...] = jax.lax.fori_loop(first, end, step, jnp.zeros(dw_ref.shape, jnp.float32)).astype(dw_ref.dtype)

@@ -73,11 +73,13 @@ class MoE:
 
 
 class Experts(NamedTuple):
-    """The weights of all experts, and their activation."""
+    """The weights of all experts, [out, in] as in files, and their activation: decoding reads one row's experts where
+    they lie only in this form (grouped.py).
+    """
 
-    gate_XDF: jax.Array
-    up_XDF: jax.Array
-    down_XFD: jax.Array
+    gate_XFD: jax.Array
+    up_XFD: jax.Array
+    down_XDF: jax.Array
     activation: Callable[[jax.Array], jax.Array]
 
 
@@ -86,11 +88,11 @@ def dense(
 ) -> tuple[jax.Array, jax.Array]:
     """All experts on all tokens, combined by weight: ([T, D], how many choices were dropped: none)."""
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
-    chosen_TKX = routing.experts_TK[..., None] == jnp.arange(experts.gate_XDF.shape[0])
+    chosen_TKX = routing.experts_TK[..., None] == jnp.arange(experts.gate_XFD.shape[0])
     weights_TX = jnp.sum(chosen_TKX * routing.weights_TK[..., None], axis=1).astype(x_TD.dtype)
-    gate_XTF = jnp.einsum("TD,XDF->XTF", x_TD, experts.gate_XDF)
-    up_XTF = jnp.einsum("TD,XDF->XTF", x_TD, experts.up_XDF)
-    y_XTD = jnp.einsum("XTF,XFD->XTD", experts.activation(gate_XTF) * up_XTF, experts.down_XFD)
+    gate_XTF = jnp.einsum("TD,XFD->XTF", x_TD, experts.gate_XFD)
+    up_XTF = jnp.einsum("TD,XFD->XTF", x_TD, experts.up_XFD)
+    y_XTD = jnp.einsum("XTF,XDF->XTD", experts.activation(gate_XTF) * up_XTF, experts.down_XDF)
     return jnp.einsum("XTD,TX->TD", y_XTD, weights_TX), jnp.float32(0)
 
 
@@ -98,7 +100,7 @@ def grouped(
     x_BLD: jax.Array, real_BL: jax.Array, routing: Routing, experts: Experts, factor: float
 ) -> tuple[jax.Array, jax.Array]:
     """Each expert on its own tokens: ([T, D], how many choices were dropped: none)."""
-    weights = experts.gate_XDF, experts.up_XDF, experts.down_XFD
+    weights = experts.gate_XFD, experts.up_XFD, experts.down_XDF
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
     return mix(partial(_expert, experts.activation), weights, x_TD, *routing[:2]), jnp.float32(0)
 
@@ -109,7 +111,7 @@ def grouped_on_gpu(
     """`grouped` through kernels (grouped_gpu.py)."""
     from .grouped_gpu import mix_gated  # Pallas is slow to import, and of no use elsewhere
 
-    matrices = experts.gate_XDF, experts.up_XDF, experts.down_XFD
+    matrices = experts.gate_XFD, experts.up_XFD, experts.down_XDF
     x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
     return mix_gated(x_TD, routing.experts_TK, routing.weights_TK, matrices, experts.activation), jnp.float32(0)
 
@@ -118,9 +120,9 @@ def _expert(
     activation: Callable[[jax.Array], jax.Array], weights: tuple[jax.Array, ...], x_RD: jax.Array, weight_R1: jax.Array
 ) -> jax.Array:
     """One expert's gated MLP. The weight enters before the last product, whose result backward then does not need."""
-    gate_DF, up_DF, down_FD = weights
-    gate_RF, up_RF = checkpoint_name((jnp.dot(x_RD, gate_DF), jnp.dot(x_RD, up_DF)), KEPT)
-    return jnp.dot(activation(gate_RF) * up_RF * weight_R1.astype(x_RD.dtype), down_FD)
+    gate_FD, up_FD, down_DF = weights
+    gate_RF, up_RF = checkpoint_name((jnp.dot(x_RD, gate_FD.T), jnp.dot(x_RD, up_FD.T)), KEPT)
+    return jnp.dot(activation(gate_RF) * up_RF * weight_R1.astype(x_RD.dtype), down_DF.T)
 
 
 def capacity(
@@ -131,7 +133,7 @@ def capacity(
     A row gives an expert `factor` times its even share of slots; earlier tokens, and a token's better choices, come
     first. Padding takes no slot."""
     batch, length, _ = x_BLD.shape
-    count, top_k = experts.gate_XDF.shape[0], routing.experts_TK.shape[-1]
+    count, top_k = experts.gate_XFD.shape[0], routing.experts_TK.shape[-1]
     slots = min(length, math.ceil(factor * top_k * length / count))
     chosen_BLKX = (routing.experts_TK[..., None] == jnp.arange(count)).astype(jnp.float32)
     chosen_BLKX = chosen_BLKX.reshape(batch, length, top_k, count) * real_BL[..., None, None]
@@ -142,9 +144,9 @@ def capacity(
     send_BLXC = jnp.einsum("BLKX,BLKC->BLXC", chosen_BLKX, kept_BLKC).astype(x_BLD.dtype)
     bring_BLXC = jnp.einsum("BLKX,BLKC,BLK->BLXC", chosen_BLKX, kept_BLKC, weights_BLK).astype(x_BLD.dtype)
     x_XBCD = jnp.einsum("BLXC,BLD->XBCD", send_BLXC, x_BLD)
-    gate_XBCF = jnp.einsum("XBCD,XDF->XBCF", x_XBCD, experts.gate_XDF)
-    up_XBCF = jnp.einsum("XBCD,XDF->XBCF", x_XBCD, experts.up_XDF)
-    y_XBCD = jnp.einsum("XBCF,XFD->XBCD", experts.activation(gate_XBCF) * up_XBCF, experts.down_XFD)
+    gate_XBCF = jnp.einsum("XBCD,XFD->XBCF", x_XBCD, experts.gate_XFD)
+    up_XBCF = jnp.einsum("XBCD,XFD->XBCF", x_XBCD, experts.up_XFD)
+    y_XBCD = jnp.einsum("XBCF,XDF->XBCD", experts.activation(gate_XBCF) * up_XBCF, experts.down_XDF)
     y_BLD = jnp.einsum("BLXC,XBCD->BLD", bring_BLXC, y_XBCD)
     return y_BLD.reshape(-1, y_BLD.shape[-1]), jnp.sum(chosen_BLKX) - jnp.sum(
         kept_BLKC * jnp.any(chosen_BLKX, -1, keepdims=True)
@@ -166,8 +168,8 @@ class MoEShell(nn.Module):
         sizes = {"D": x_BLD.shape[-1], "X": s.experts, "F": s.ffn}
         w = partial(weight, self, sizes=sizes, execution=self.execution)
         routing = attach(self, s.router.shell(s.experts), "router")(x_BLD.reshape(-1, x_BLD.shape[-1]))
-        gate_XDF, up_XDF = w("w_gate_XDF", inputs="D"), w("w_up_XDF", inputs="D")
-        experts = Experts(gate_XDF, up_XDF, w("w_down_XFD", inputs="F"), ACTIVATIONS[s.activation])
+        gate_XFD, up_XFD = w("w_gate_XFD", inputs="D"), w("w_up_XFD", inputs="D")
+        experts = Experts(gate_XFD, up_XFD, w("w_down_XDF", inputs="F"), ACTIVATIONS[s.activation])
         default = "capacity" if self.execution.target == "neuron" else "grouped"
         name = default if self.execution.dispatch == "auto" else self.execution.dispatch
         dispatch = grouped_on_gpu if name == "grouped" and self.execution.target == "gpu" else DISPATCH[name]

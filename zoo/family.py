@@ -80,14 +80,14 @@ MLP = rows(
 
 EXPERTS = rows(
     ("model.layers.{l}.mlp.gate.weight", "X D", "mlp/router/w_DX"),
-    ("model.layers.{l}.mlp.experts.{e}.gate_proj.weight", "F D", "mlp/w_gate_XDF"),
-    ("model.layers.{l}.mlp.experts.{e}.up_proj.weight", "F D", "mlp/w_up_XDF"),
-    ("model.layers.{l}.mlp.experts.{e}.down_proj.weight", "D F", "mlp/w_down_XFD"),
+    ("model.layers.{l}.mlp.experts.{e}.gate_proj.weight", "F D", "mlp/w_gate_XFD"),
+    ("model.layers.{l}.mlp.experts.{e}.up_proj.weight", "F D", "mlp/w_up_XFD"),
+    ("model.layers.{l}.mlp.experts.{e}.down_proj.weight", "D F", "mlp/w_down_XDF"),
 )
 
 FUSED_EXPERTS = rows(
-    ("model.layers.{l}.mlp.experts.gate_up_proj", "X [F F] D", "mlp/w_gate_XDF", "mlp/w_up_XDF"),
-    ("model.layers.{l}.mlp.experts.down_proj", "X D F", "mlp/w_down_XFD"),
+    ("model.layers.{l}.mlp.experts.gate_up_proj", "X [F F] D", "mlp/w_gate_XFD", "mlp/w_up_XFD"),
+    ("model.layers.{l}.mlp.experts.down_proj", "X D F", "mlp/w_down_XDF"),
 )
 
 PRE_NORMS = rows(

@@ -169,7 +169,7 @@ def experts_sum(x_TD: Array, experts_TK: Array, weights_TK: Array, gate: Array, 
     y = np.zeros_like(x_TD)
     for t, x in enumerate(x_TD):
         for expert, weight in zip(experts_TK[t], weights_TK[t], strict=True):
-            y[t] += weight * (silu(x @ gate[expert]) * (x @ up[expert]) @ down[expert])
+            y[t] += weight * (down[expert] @ (silu(gate[expert] @ x) * (up[expert] @ x)))
     return y
 
 
@@ -181,15 +181,15 @@ def experts_gradients(
     d |= {"gate": np.zeros_like(gate), "up": np.zeros_like(up), "down": np.zeros_like(down)}
     for t, x in enumerate(x_TD):
         for k, e in enumerate(experts_TK[t]):
-            g, u = x @ gate[e], x @ up[e]
-            d["weights"][t, k] = dy_TD[t] @ (silu(g) * u @ down[e])
-            dh = weights_TK[t, k] * (down[e] @ dy_TD[t])
+            g, u = gate[e] @ x, up[e] @ x
+            d["weights"][t, k] = dy_TD[t] @ (down[e] @ (silu(g) * u))
+            dh = weights_TK[t, k] * (dy_TD[t] @ down[e])
             sigmoid = 1 / (1 + np.exp(-g))
             dg, du = dh * u * sigmoid * (1 + g * (1 - sigmoid)), dh * silu(g)
-            d["down"][e] += weights_TK[t, k] * np.outer(silu(g) * u, dy_TD[t])
-            d["gate"][e] += np.outer(x, dg)
-            d["up"][e] += np.outer(x, du)
-            d["x"][t] += gate[e] @ dg + up[e] @ du
+            d["down"][e] += weights_TK[t, k] * np.outer(dy_TD[t], silu(g) * u)
+            d["gate"][e] += np.outer(dg, x)
+            d["up"][e] += np.outer(du, x)
+            d["x"][t] += dg @ gate[e] + du @ up[e]
     return d
 
 
@@ -198,7 +198,7 @@ def moe(spec: MoE, p: Params, x_BLD: Array) -> Array:
     bias = f64(p["router"]["bias_X"]) if spec.router.bias else None
     routed = [route(spec.router, logits, bias)[:2] for logits in x_TD @ f64(p["router"]["w_DX"])]
     experts, weights = np.array([e for e, _ in routed]), np.array([w for _, w in routed])
-    y = experts_sum(x_TD, experts, weights, *(f64(p[f"w_{n}"]) for n in ("gate_XDF", "up_XDF", "down_XFD")))
+    y = experts_sum(x_TD, experts, weights, *(f64(p[f"w_{n}"]) for n in ("gate_XFD", "up_XFD", "down_XDF")))
     return (y + (gated_mlp(p["shared"], x_TD) if spec.shared else 0)).reshape(x_BLD.shape)
 
 

@@ -143,9 +143,9 @@ TABLE: dict[str, tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]] = {
     "mlp/b_gate_F": (("ffn",), (), ()),
     "mlp/b_up_F": (("ffn",), (), ()),
     "mlp/b_down_D": (("width",), (), ()),
-    "mlp/w_gate_XDF": (("experts", "width", "ffn"), (2,), (3,)),
-    "mlp/w_up_XDF": (("experts", "width", "ffn"), (2,), (3,)),
-    "mlp/w_down_XFD": (("experts", "ffn", "width"), (2,), (3,)),
+    "mlp/w_gate_XFD": (("experts", "ffn", "width"), (3,), (2,)),
+    "mlp/w_up_XFD": (("experts", "ffn", "width"), (3,), (2,)),
+    "mlp/w_down_XDF": (("experts", "width", "ffn"), (3,), (2,)),
     "mlp/router/w_DX": (("width", "routes"), (1,), (2,)),
     "mlp/router/bias_X": (("routes",), (), ()),
     "mlp/shared/w_gate_DF": (("width", "ffn"), (1,), (2,)),
@@ -202,7 +202,7 @@ def test_tables_and_last_norm_are_not_stacked() -> None:
 def test_a_parameter_belongs_to_the_spec_that_declared_it() -> None:
     owners = {"/".join(leaf.path[-2:]): leaf.owner for leaf in leaves(spec(mlp=MOE))}
     assert owners["shared/w_up_DF"] == MOE.shared
-    assert owners["mlp/w_up_XDF"] == MOE
+    assert owners["mlp/w_up_XFD"] == MOE
     assert owners["router/w_DX"] == MOE.router
     assert owners["attention/wq_DKGE"] == ATTENTION
 

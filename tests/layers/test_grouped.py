@@ -135,9 +135,9 @@ def moe_inputs(groups: Any, count: int) -> dict[str, Any]:
     return {
         "x": normal(0, shape[0], D),
         "weights": np.abs(normal(1, *shape)),
-        "gate": 0.5 * normal(2, count, D, F),
-        "up": 0.5 * normal(3, count, D, F),
-        "down": 0.5 * normal(4, count, F, D),
+        "gate": 0.5 * normal(2, count, F, D),
+        "up": 0.5 * normal(3, count, F, D),
+        "down": 0.5 * normal(4, count, D, F),
     }
 
 

@@ -34,29 +34,29 @@ CASES: dict[str, Any] = {
 def exact(x: Any, w: Any, dy: Any, groups: Any) -> Any:
     """float64 y, dx, dw: one row at a time."""
     x, w, dy = (np.asarray(a, np.float64) for a in (x, w, dy))
-    y, dx, dw = np.zeros((len(x), w.shape[2])), np.zeros_like(x), np.zeros_like(w)
+    y, dx, dw = np.zeros((len(x), w.shape[1])), np.zeros_like(x), np.zeros_like(w)
     for t, group in enumerate(groups):
-        y[t], dx[t] = x[t] @ w[group], w[group] @ dy[t]
-        dw[group] += np.outer(x[t], dy[t])
+        y[t], dx[t] = w[group] @ x[t], dy[t] @ w[group]
+        dw[group] += np.outer(dy[t], x[t])
     return y, dx, dw
 
 
 @jax.jit
-def interpreted(x_TF: Any, w_XFG: Any, dy_TG: Any, groups_T: Any) -> Any:
+def interpreted(x_TF: Any, w_XGF: Any, dy_TG: Any, groups_T: Any) -> Any:
     """y, dx, dw of rows that are their own assignments."""
     p = plan(groups_T[:, None], GROUPS, BLOCK)
 
     def product(x: Any, w: Any) -> Any:
         return grouped_matmul(spread(x, p), w, p, BLOCK, True)[p.place_TK[:, 0]]
 
-    y, pull = jax.vjp(product, x_TF, w_XFG)
+    y, pull = jax.vjp(product, x_TF, w_XGF)
     return y, *pull(dy_TG)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_product_and_its_gradients_equal_the_loop(case: str) -> None:
     groups = CASES[case].astype(np.int32)
-    x, w, dy = normal(0, 40, F), normal(1, GROUPS, F, G), normal(2, 40, G)
+    x, w, dy = normal(0, 40, F), normal(1, GROUPS, G, F), normal(2, 40, G)
     close(interpreted(x, w, dy, groups), exact(x, w, dy, groups), LAYER)
 
 
@@ -64,8 +64,8 @@ def test_gated_experts_and_all_their_gradients_equal_the_loop() -> None:
     tokens, choices, width, ffn = 24, 2, 16, 48
     experts = np.stack([np.random.default_rng(t).permutation([0, 1, 3, 4])[:choices] for t in range(tokens)])
     at = {"x": normal(0, tokens, width), "weights": np.abs(normal(1, tokens, choices))}
-    at |= {"gate": normal(2, GROUPS, width, ffn), "up": normal(3, GROUPS, width, ffn)}
-    at |= {"down": normal(4, GROUPS, ffn, width)}
+    at |= {"gate": normal(2, GROUPS, ffn, width), "up": normal(3, GROUPS, ffn, width)}
+    at |= {"down": normal(4, GROUPS, width, ffn)}
     dy = normal(5, tokens, width)
 
     @jax.jit
@@ -86,7 +86,7 @@ def test_gated_experts_and_all_their_gradients_equal_the_loop() -> None:
 
 def test_bfloat16_is_rounded_once() -> None:
     groups = CASES["odd_sizes"].astype(np.int32)
-    arrays = [jnp.asarray(a, jnp.bfloat16) for a in (normal(0, 40, F), normal(1, GROUPS, F, G), normal(2, 40, G))]
+    arrays = [jnp.asarray(a, jnp.bfloat16) for a in (normal(0, 40, F), normal(1, GROUPS, G, F), normal(2, 40, G))]
     out = interpreted(*arrays, groups)
     assert all(a.dtype == jnp.bfloat16 for a in out)
     close(out, exact(*arrays, groups), HALF)
@@ -104,7 +104,7 @@ def test_bfloat16_weight_gradients_of_a_long_group_keep_their_small_parts() -> N
 
 def test_unused_blocks_are_zero_and_count_for_nothing() -> None:
     p = plan(jnp.zeros((20, 1), jnp.int32), GROUPS, BLOCK)
-    x, w = jnp.ones((len(p.row_P), F)), jnp.ones((GROUPS, F, G))
+    x, w = jnp.ones((len(p.row_P), F)), jnp.ones((GROUPS, G, F))
     y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, p, BLOCK, True), x, w)
     dx, dw = pull(jnp.ones_like(y))
     used = int(p.blocks) * BLOCK
@@ -121,7 +121,7 @@ def shapes(rows: int, groups: int, inputs: int, outputs: int) -> Any:
     number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
     half = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)  # noqa: E731
     places = Plan(number(rows), number(rows, 1), number(rows // 128), number())
-    return half(rows, inputs), half(groups, inputs, outputs), places
+    return half(rows, inputs), half(groups, outputs, inputs), places
 
 
 def both_ways(x: Any, w: Any, places: Plan) -> Any:

@@ -119,7 +119,7 @@ def test_capacity_drops_the_later_tokens_and_counts_them(factor: float, real: An
     experts = np.array([list(dict.fromkeys(row))[:2] for row in skewed], np.int32)  # only three of six are used
     weights = np.abs(normal(1, BATCH * LENGTH, 2))
     routing = Routing(jnp.asarray(weights), jnp.asarray(experts), jnp.asarray(weights), jnp.asarray(weights))
-    gate, up, down = normal(2, EXPERTS, WIDTH, FFN), normal(3, EXPERTS, WIDTH, FFN), normal(4, EXPERTS, FFN, WIDTH)
+    gate, up, down = normal(2, EXPERTS, FFN, WIDTH), normal(3, EXPERTS, FFN, WIDTH), normal(4, EXPERTS, WIDTH, FFN)
     x = normal(0, BATCH, LENGTH, WIDTH)
     run = jax.jit(partial(capacity, experts=Experts(gate, up, down, jax.nn.silu), factor=factor))
     y, dropped = run(x, real, routing)
@@ -136,7 +136,7 @@ def test_padding_takes_no_slot() -> None:
     """All tokens want one expert with room for three of nine; the padding before them must leave it to them."""
     experts = np.zeros((LENGTH, 1), np.int32)
     one = jnp.ones((LENGTH, 1), jnp.float32)
-    gate, up, down = normal(0, EXPERTS, WIDTH, FFN), normal(1, EXPERTS, WIDTH, FFN), normal(2, EXPERTS, FFN, WIDTH)
+    gate, up, down = normal(0, EXPERTS, FFN, WIDTH), normal(1, EXPERTS, FFN, WIDTH), normal(2, EXPERTS, WIDTH, FFN)
     weights = Experts(gate, up, down, jax.nn.silu)
     real = np.arange(LENGTH)[None] >= LENGTH - 3
     y, dropped = capacity(

@@ -103,7 +103,7 @@ def test_every_axis_of_every_parameter_has_a_rule_and_no_two_clash() -> None:
     partitions = jax.tree.map(
         lambda names: Rules().partition(names, FULL), axes(MODEL), is_leaf=lambda node: isinstance(node, tuple)
     )
-    assert partitions["run_0"]["layer_1"]["mlp"]["w_up_XDF"] == P(None, "expert", "fsdp", "tensor")
+    assert partitions["run_0"]["layer_1"]["mlp"]["w_up_XFD"] == P(None, "expert", "tensor", "fsdp")
     assert set(jax.tree.leaves(axes(MODEL))) <= {field.name for field in fields(Rules)}
 
 

@@ -43,8 +43,8 @@ for directory in (published, fused):
     for leaf in leaves(spec):
         assert flat[leaf.path].sharding.spec == Rules().partition(leaf.axes, mesh), leaf.path
     jax.tree.map(np.testing.assert_array_equal, params, plain)
-split = flat["run_0", "layer_1", "mlp", "w_gate_XDF"].addressable_shards[0].data.shape
-assert split == (1, 6, 32, 12), split
+split = flat["run_0", "layer_1", "mlp", "w_gate_XFD"].addressable_shards[0].data.shape
+assert split == (1, 6, 12, 32), split
 save_hf(out, spec, params)
 """
 
