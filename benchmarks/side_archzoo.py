@@ -10,6 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import archzoo
+from archzoo.layers.grouped import mix
+from archzoo.layers.moe import MoE
+from archzoo.layers.router import Router
+from archzoo.layers.spec import Context
 from archzoo.train.loss import Losses, cross_entropy
 from archzoo.train.optimizer import Optimizer
 from archzoo.train.step import init_state, make_step, state_shapes
@@ -131,6 +135,67 @@ def loss(task: Task) -> Built:
     }
 
 
+def grouped(task: Task) -> Built:
+    """Rows times their group's matrix, and the gradients of both: this library's (layers/grouped.py), ragged_dot, which
+    is given rows that are sorted already, or one dense product of as many rows."""
+    rows, width, groups = task["rows"], task["width"], task["groups"]
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.full(groups, 2.0))  # uneven: the largest of 64 groups gets three times the mean
+    group_T = rng.choice(groups, rows, p=shares).astype(np.int32)
+    x_TD, dy_TG = (jnp.asarray(rng.standard_normal((rows, width), np.float32)) for _ in range(2))
+    w_XGD = jnp.asarray(rng.standard_normal((groups, width, width), np.float32) * width**-0.5)
+    one_T1 = jnp.ones((rows, 1))
+    sizes_X = jnp.bincount(group_T, length=groups).astype(jnp.int32)
+
+    def ours(x: Any, w: Any) -> Any:
+        return mix(lambda w, x, weight: (x @ w.T) * weight, w, x, one_T1, jnp.asarray(group_T)[:, None])
+
+    def ragged_dot(x: Any, w: Any) -> Any:
+        return jax.lax.ragged_dot(x, w, sizes_X)
+
+    def dense(x: Any, w: Any) -> Any:
+        return x @ w
+
+    way = {"archzoo": ours, "ragged_dot": ragged_dot, "dense": dense}[task["way"]]
+    x, w = {
+        "archzoo": (x_TD, w_XGD),
+        "ragged_dot": (x_TD[np.argsort(group_T, kind="stable")], jnp.swapaxes(w_XGD, 1, 2)),
+        "dense": (x_TD, w_XGD[0].T),
+    }[task["way"]]
+
+    def both_ways(x: Any, w: Any, dy: Any) -> Any:
+        y, pull = jax.vjp(way, x, w)
+        return y, *pull(dy)
+
+    compiled = jax.jit(both_ways).lower(x, w, dy_TG).compile()
+
+    def run() -> None:
+        for _ in range(task["repeats"]):
+            jax.block_until_ready(compiled(x, w, dy_TG))
+
+    return run, {"tokens": task["repeats"] * rows}
+
+
+def moe(task: Task) -> Built:
+    """A mixture-of-experts layer and all its gradients, its tokens routed by a random router."""
+    experts = MoE(experts=task["experts"], ffn=task["ffn"], router=Router(top_k=task["top_k"]))
+    layer = experts.shell(archzoo.Execution())
+    x_BLD = jax.random.normal(jax.random.key(0), (1, task["tokens"], task["width"]))
+    positions = jnp.arange(task["tokens"], dtype=jnp.int32)
+    context = Context(positions[None], None, None, positions, None)
+    params = layer.init(jax.random.key(1), x_BLD, context, None)
+
+    def loss(params: Any, x: Any) -> Any:
+        return jnp.sum(layer.apply(params, x, context, None)[0] ** 2)
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x_BLD).compile()
+
+    def run() -> None:
+        jax.block_until_ready(compiled(params, x_BLD))
+
+    return run, {"tokens": task["tokens"]}
+
+
 def batch(spec: Any, rows: int, length: int) -> dict[str, Any]:
     tokens = np.random.default_rng(0).integers(3, spec.vocab, (rows, length + 1), dtype=np.int32)
     return {
@@ -146,7 +211,7 @@ def counts(spec: Any) -> dict[str, Any]:
 
 
 def build(task: Task) -> Built:
-    tasks = {"train": train, "decode": decode, "compilation": compilation, "loss": loss}
+    tasks = {"train": train, "decode": decode, "compilation": compilation, "loss": loss, "grouped": grouped, "moe": moe}
     run, facts = tasks[task["what"]](task)
     return run, facts | {"versions": f"archzoo {archzoo.__version__}, jax {jax.__version__}"}
 

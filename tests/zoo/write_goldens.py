@@ -1,5 +1,5 @@
-"""Writes goldens/: what transformers makes of every case. After a change of cases.py: `python
-tests/zoo/write_goldens.py`.
+"""Writes goldens/: what transformers makes of every case. After a change of cases/: `python tests/zoo/write_goldens.py
+[family ...]`.
 
 A golden is a JSON file: the config, the names and shapes of the tensors of the published checkpoint, and what the
 reference gives for the case's tokens: logits (float32, base64), greedy tokens and the margins by which they won, and by
@@ -9,6 +9,7 @@ their names.
 
 import base64
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -38,9 +39,11 @@ def golden(case: Case) -> dict[str, object]:
 
 def main() -> None:
     GOLDENS.mkdir(exist_ok=True)
-    for stale in GOLDENS.glob("*.json"):
-        stale.unlink()
+    for stale in {path.stem for path in GOLDENS.glob("*.json")} - {case.name for case in CASES}:
+        (GOLDENS / f"{stale}.json").unlink()
     for case in CASES:
+        if sys.argv[1:] and case.family not in sys.argv[1:]:
+            continue
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in golden(case).items()]
         (GOLDENS / f"{case.name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
         print(f"{case.name}: {lines[-2]}")

@@ -1,0 +1,91 @@
+"""The parity table as data: tiny configs of every family, one file each, spelt as published ones are, and weights that
+follow from their names.
+
+Between them the configs of a family use every variant that the family publishes and every field that changes its
+mathematics. Some speak the dialect of transformers 4, some that of 5. Nothing here needs torch.
+"""
+
+import importlib
+import json
+import pkgutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+GOLDENS = Path(__file__).parent.parent / "goldens"
+
+TOLERANCE = 1e-4
+"""The largest error of a logit that is allowed, relative to the standard deviation of the logits; where the reference's
+own float32 and float64 differ by more than a quarter of it, four times that difference.
+"""
+
+ZERO_CENTRED = ("gemma3_text",)
+"""Families whose norms multiply by 1 + weight."""
+
+BATCH, LENGTH = 2, 20
+PROMPT, NEW = 9, 32
+"""Logits are compared on BATCH rows of LENGTH tokens; greedy generation goes on from their first PROMPT tokens for NEW
+more.
+"""
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A line of the table: `config` is what config.json holds."""
+
+    name: str
+    config: Mapping[str, Any]
+
+    @property
+    def family(self) -> str:
+        return str(self.config["model_type"])
+
+    def tokens(self) -> Array:
+        """int64 [BATCH, LENGTH]."""
+        return _rng(self.name).integers(0, self.config["vocab_size"], (BATCH, LENGTH))
+
+    def weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+        """float32 tensors of these names and shapes; all of them random, none at what a model starts with."""
+        return {name: weight(name, tuple(shape), self.family in ZERO_CENTRED) for name, shape in shapes.items()}
+
+    def write(self, directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """A checkpoint directory with config.json and the weights."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").write_text(json.dumps(self.config, indent=2))
+        save_file(self.weights(shapes), directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def weight(name: str, shape: tuple[int, ...], zero_centred: bool) -> Array:
+    """A tensor whose random numbers follow from its name, of a size that keeps activations and logits ordinary."""
+    noise = _rng(name).standard_normal(shape)
+    if name.endswith("norm.weight"):
+        noise = 0.2 * noise + (not zero_centred)
+    elif name.endswith("bias"):
+        noise *= 0.3 if "e_score" in name else 0.1
+    elif name == "model.embed_tokens.weight":
+        noise *= 0.15
+    else:
+        noise *= (2 if name == "lm_head.weight" else 1) * shape[-1] ** -0.5
+    return noise.astype(np.float32)
+
+
+def tolerance(float64_difference: float) -> float:
+    return max(TOLERANCE, 4 * float64_difference)
+
+
+def _rng(name: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+FILES = [file.name for file in pkgutil.iter_modules(__path__) if file.name != "common"]
+CONFIGS: dict[str, dict[str, Any]] = {
+    name: config for file in FILES for name, config in importlib.import_module(f".{file}", __name__).CONFIGS.items()
+}
+CASES = tuple(Case(name=name, config=config) for name, config in CONFIGS.items())
