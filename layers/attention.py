@@ -36,7 +36,7 @@ LEAST_BLOCK = 64
 """Queries a block at least: smaller products run at a fraction of their speed."""
 
 FEW_ROWS = 8
-"""Queries of a key head up to which XLA on CPU reads keys faster for a product each: twice to four times while decoding."""
+"""Queries of a key head up to which XLA on CPU reads keys faster for a product each: two to four times as fast."""
 
 QUERY_BLOCK = 1024
 """Queries a block at most: a sequence of more than BLOCKS such blocks goes one block at a time."""

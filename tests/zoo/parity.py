@@ -62,9 +62,8 @@ def measure(case: Case, folder: Path) -> Row:
 
 def main() -> int:
     """0 if every line holds, 1 otherwise."""
-    print(
-        f"transformers {reference.library().__version__}; an error below {TOLERANCE:.0e} or 4 x float64 passes\n\n{HEAD}"
-    )
+    print(f"transformers {reference.library().__version__}; an error below {TOLERANCE:.0e} or 4 x float64 passes")
+    print(f"\n{HEAD}")
     failed = 0
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
