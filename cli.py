@@ -6,6 +6,7 @@ A MODEL is a preset's name, a run of `archzoo train`, a Hugging Face directory, 
 import argparse
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -70,25 +71,53 @@ def list_models(options: argparse.Namespace) -> None:
     rows = [summary(name, _open(name, options).spec if name not in MODELS else MODELS[name]) for name in names]
     if options.sort not in rows[0]:
         raise ValueError(f"cannot sort by {options.sort!r}; columns: {', '.join(rows[0])}")
+    rows = [row for row in rows if all(_holds(row, condition) for condition in options.where or ())]
     rows = rows if options.sort == "family" else sorted(rows, key=lambda row: row[options.sort])
     if options.json:
         print(json.dumps(rows, indent=1))
         return
     told: dict[str, Callable[[Any], str]] = {
-        **dict.fromkeys(("name", "family", "attention", "mlp", "norm"), str),
+        **dict.fromkeys(("name", "family", "attention", "mlp", "router", "norm"), str),
         **dict.fromkeys(("parameters", "active"), amount),
         **dict.fromkeys(("layers", "context"), "{:,}".format),
     }
-    columns = ("name", "family", "parameters", "active", "layers", "attention", "mlp", "norm", "context")
+    columns = ("name", "family", "parameters", "active", "layers", "attention", "mlp", "router", "norm", "context")
     table = [[*(told[c](row[c]) for c in columns), f"{row['cache_bytes_per_token']:,}"] for row in rows]
     _print_table((*columns, "B/token"), table)
+
+
+def _holds(row: dict[str, Any], condition: str) -> bool:
+    """Whether a line of the table meets COLUMN~TEXT, COLUMN=TEXT, COLUMN<NUMBER or COLUMN>NUMBER, where 7B is 7e9."""
+    parts = re.fullmatch(r"(\w+)([~=<>])(.+)", condition)
+    if not parts or parts[1] not in row:
+        raise ValueError(
+            f"--where {condition!r} is not COLUMN~TEXT, COLUMN=TEXT, COLUMN<NUMBER or COLUMN>NUMBER; "
+            f"columns: {', '.join(row)}"
+        )
+    value, how, wanted = row[parts[1]], parts[2], parts[3]
+    if how in "~=":
+        return wanted.lower() in str(value).lower() if how == "~" else wanted == str(value)
+    number = re.fullmatch(r"([\d.]+(?:e\d+)?)([kMBT]?)", wanted)
+    if not number or isinstance(value, str):
+        raise ValueError(
+            f"--where {condition!r}: {how} compares a column of numbers with a number, as in parameters{how}7B"
+        )
+    bound = float(number[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[number[2]]
+    return bool(value < bound if how == "<" else value > bound)
 
 
 def show(options: argparse.Namespace) -> None:
     from .zoo.describe import details, drawn
 
     model = _open(options.model, options)
-    if options.json:
+    if options.svg:
+        from pathlib import Path
+
+        from .zoo.diagram import diagram
+
+        Path(options.svg).write_text(diagram(model.name, model.spec))
+        print(options.svg)
+    elif options.json:
         print(json.dumps(details(model.name, model.spec, options.length), indent=1))
     elif options.spec:
         print(model.spec.to_json())
@@ -103,9 +132,11 @@ def diff(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(found, indent=1))
         return
-    table = [[path, *(_shown(value) for value in values)] for path, values in found["fields"].items()]
+    table = [[aspect, *values] for aspect, values in found["words"].items()]
+    if options.fields:
+        table += [[path, *(_shown(value) for value in values)] for path, values in found["fields"].items()]
     table += [[name, amount(a), f"{amount(b)} ({b / a:.3g}x)"] for name, (a, b) in found["numbers"].items()]
-    _print_table(("", options.a, options.b), table)
+    _print_table(("", options.a, options.b), table, wrap=True)
 
 
 def _shown(value: Any) -> str:
@@ -119,13 +150,13 @@ def _families() -> set[str]:
     return set(FAMILIES)
 
 
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], wrap: bool = False) -> None:
     """A table that fits a terminal and stays whole in a pipe."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(*(Column(name, no_wrap=True) for name in columns), box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(*(Column(name, no_wrap=not wrap) for name in columns), box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 240).print(table)
@@ -310,16 +341,24 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--family", default="", help="presets of one family")
     made.add_argument("--sort", default="family", metavar="COLUMN", help="a column, as --json names it")
+    made.add_argument(
+        "--where",
+        action="append",
+        metavar="CONDITION",
+        help="only these: attention~MLA, router~sigmoid, family=llama, parameters<10B, cache_bytes_per_token<50k",
+    )
     as_json(made)
 
     made = command("show", show, "One model: its blocks, parameters, FLOPs and cache.", "show deepseek-v3")
     model(made, "model")
     made.add_argument("--length", type=int, default=4096, help="tokens to count FLOPs and cache for (default: 4096)")
     made.add_argument("--spec", action="store_true", help="print the spec as JSON, to edit and train")
+    made.add_argument("--svg", metavar="FILE", help="draw the blocks as a picture")
     as_json(made)
 
     made = command("diff", diff, "What differs between two models.", "diff olmo2-7b llama3.1-8b")
     model(made, "a", "b")
+    made.add_argument("--fields", action="store_true", help="also every field of the specs that differs")
     as_json(made)
 
     made = command("train", train, "Train a model on text.", "train deepseek-v3-nano --data my/texts --steps 1000")

@@ -15,10 +15,11 @@ import jax
 from .block import PARTS
 from .pattern import Run
 
-FEATURES = {"kv_heads": "heads", "q_per_kv": "heads", "head_dim": "heads", "nope_dim": "heads", "value_dim": "heads"}
+_HEADS = ("kv_heads", "q_per_kv", "head_dim", "nope_dim", "value_dim", "taps")
+FEATURES = dict.fromkeys(_HEADS, "heads") | {"streams": "width"}
 """Axes that together are one feature space: a matrix maps between two of those.
 
-An axis that is not listed is one by itself.
+An axis that is not listed is one by itself. The taps of a convolution by channel (convolution.py) map none to another.
 """
 
 STACKED = ("layers", "experts")
@@ -34,6 +35,8 @@ class Model(Protocol):
     def layers(self) -> Sequence[Any]: ...
     @property
     def runs(self) -> Sequence[Run]: ...
+    @property
+    def predictor(self) -> Any: ...
     @property
     def shapes(self) -> Any: ...
     def __hash__(self) -> int: ...
@@ -64,12 +67,13 @@ def _leaves(spec: Model, tree: Any, owner: Any, path: tuple[str, ...], stacked: 
         if name.startswith("run_"):
             run = spec.runs[int(name[4:])]
             for p, layer in enumerate(run.period):
-                at = (name, f"layer_{p}")
-                for part, parameters in below[f"layer_{p}"].items():
-                    if part in PARTS:
-                        yield from _leaves(spec, parameters, getattr(layer, part), (*at, part), ("layers",))
-                    else:
-                        yield from _leaves(spec, {part: parameters}, layer.block, at, ("layers",))
+                yield from _of_layer(spec, below[f"layer_{p}"], layer, (name, f"layer_{p}"), ("layers",))
+        elif name.startswith("mtp_"):
+            yield from _of_layer(spec, below["layer"], spec.predictor, (name, "layer"), ())
+            own = {part: parameters for part, parameters in below.items() if part != "layer"}
+            yield from _leaves(spec, own, spec.predictor, (name,), ())
+        elif name == "close":
+            yield from _leaves(spec, below, spec.layers[-1].block, (*path, name), stacked)
         elif hasattr(below, "shape"):
             legend: dict[str, str] = getattr(legends[0], "AXES", {})
             letters = name.rpartition("_")[2]
@@ -78,6 +82,14 @@ def _leaves(spec: Model, tree: Any, owner: Any, path: tuple[str, ...], stacked: 
             yield Leaf((*path, name), below.shape, (*stacked, *axes), owner)
         else:
             yield from _leaves(spec, below, getattr(owner, name, owner), (*path, name), stacked)
+
+
+def _of_layer(spec: Model, tree: Any, layer: Any, path: tuple[str, ...], stacked: tuple[str, ...]) -> Iterator[Leaf]:
+    for part, parameters in tree.items():
+        if part in PARTS:
+            yield from _leaves(spec, parameters, getattr(layer, part), (*path, part), stacked)
+        else:
+            yield from _leaves(spec, {part: parameters}, layer.block, path, stacked)
 
 
 def tree_of(spec: Model, value: Callable[[Leaf], Any]) -> Any:
@@ -96,6 +108,11 @@ def axes(spec: Model) -> Any:
 def is_matrix(leaf: Leaf) -> bool:
     """Whether it maps one feature space to another: what weight decay and Muon apply to."""
     return len(leaf.spaces()) == 2
+
+
+def is_predictor(leaf: Leaf) -> bool:
+    """Whether it belongs to multi-token prediction (mtp.py), which the model runs without."""
+    return leaf.path[0].startswith("mtp_")
 
 
 def is_vocab(leaf: Leaf) -> bool:
@@ -117,19 +134,22 @@ def output_axes(leaf: Leaf) -> tuple[int, ...]:
     return tuple(i for i, a in enumerate(leaf.axes) if a not in STACKED and i not in inputs)
 
 
-def param_count(spec: Model) -> int:
-    return sum(math.prod(leaf.shape) for leaf in leaves(spec))
+def param_count(spec: Model, mtp: bool = False) -> int:
+    return sum(math.prod(leaf.shape) for leaf in leaves(spec) if mtp or not is_predictor(leaf))
 
 
 def active_param_count(spec: Model) -> int:
-    return sum(math.prod(leaf.shape) * _selected(leaf) // _experts(leaf) for leaf in leaves(spec))
+    own = [leaf for leaf in leaves(spec) if not is_predictor(leaf)]
+    return sum(math.prod(leaf.shape) * _selected(leaf) // _experts(leaf) for leaf in own)
 
 
 def flops_per_token(spec: Model, length: int) -> float:
-    """2 a multiply-add, experts that are selected only, the embedding's look-up not, the head counted also where
+    """2 a multiply-add, experts that are selected only, look-ups of embeddings not, the head counted also where
     tied.
     """
-    weights = [leaf for leaf in leaves(spec) if is_matrix(leaf) and (spec.tied or leaf.spaces()[0] != "vocab")]
+    own = [leaf for leaf in leaves(spec) if not is_predictor(leaf)]
+    head = ("embed_VD",) if spec.tied else ("head_DV",)
+    weights = [leaf for leaf in own if is_matrix(leaf) and (not is_vocab(leaf) or leaf.path == head)]
     products = sum(2 * math.prod(leaf.shape) * _selected(leaf) / _experts(leaf) for leaf in weights)
     return float(products + sum(layer.attention.flops(length) + layer.mlp.flops(length) for layer in spec.layers))
 

@@ -4,6 +4,9 @@
 Grouped-query attention never repeats keys and values, and a window costs what it sees: queries in blocks of one
 window each look at their own block and the one before, so time and memory are linear in length.
 
+A window may also begin anew every so many tokens (chunks: Llama 4, 2025). Attention sinks, a score a head that takes
+part in the softmax and has no value: Xiao et al. 2023, in the form of gpt-oss (OpenAI 2025).
+
 Dimensions: B batch, L queries, M keys, S cache slots, D width, K kv_heads, G queries per kv head, E head_dim, U value
 dimensions."""
 
@@ -23,8 +26,17 @@ from .execution import KEPT, Execution
 from .norms import QKNorm
 from .rope import Rope, rotate
 from .spec import Context, require
+from .temperature import Temperature, sharpen
 
-AXES = {"D": "width", "K": "kv_heads", "G": "q_per_kv", "E": "head_dim", "B": "batch", "S": "length"}
+AXES = {
+    "D": "width",
+    "K": "kv_heads",
+    "G": "q_per_kv",
+    "E": "head_dim",
+    "U": "value_dim",
+    "B": "batch",
+    "S": "length",
+}
 
 HIDDEN = -1e30
 """The score of a key that must not be seen: finite, so that a query that sees none stays finite too."""
@@ -43,12 +55,26 @@ QUERY_BLOCK = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
+class Values:
+    """Heads of values of `dim` dimensions, another number than keys have, times `scale` (MiMo-V2, Xiaomi 2025)."""
+
+    dim: int
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self, self.dim > 0, "dim", "it must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attention:
     """`heads` query heads in groups that share `kv_heads` heads of keys and values.
 
     rope: None for no position information (NoPE).  window: how many tokens a query sees, itself included; None sees
     all before it. scale: multiplies the scores, None is head_dim ** -0.5.  softcap: scores become softcap *
-    tanh(scores / softcap). bias: which projections add one, letters of "qkvo"."""
+    tanh(scores / softcap). bias: which projections add one, letters of "qkvo".  gate: what attention gives is
+    multiplied by the sigmoid of a projection of x, before the output projection (Qiu et al. 2025).  values: None for
+    such as keys.  chunked: the window begins anew every `window` tokens of a document, it does not move with the
+    query.  sinks: each head learns the score of nothing.  temperature: sharpens late queries."""
 
     heads: int
     kv_heads: int
@@ -59,6 +85,11 @@ class Attention:
     scale: float | None = None
     softcap: float | None = None
     bias: str = ""
+    gate: bool = False
+    values: Values | None = None
+    chunked: bool = False
+    sinks: bool = False
+    temperature: Temperature | None = None
 
     def __post_init__(self) -> None:
         for field in ("heads", "kv_heads", "head_dim"):
@@ -72,6 +103,7 @@ class Attention:
         require(self, self.window is None or self.window > 0, "window", "it must be positive, or None")
         require(self, self.softcap is None or self.softcap > 0, "softcap", "it must be positive, or None")
         require(self, set(self.bias) <= set("qkvo"), "bias", "it takes letters of 'qkvo'")
+        require(self, not self.chunked or self.window is not None, "chunked", "a chunk is as long as the window")
 
     def shell(self, execution: Execution) -> nn.Module:
         return AttentionShell(self, execution)
@@ -80,15 +112,21 @@ class Attention:
         slots = length if self.window is None else min(self.window, length)
         # Heads first: the products of decoding then read them as they lie.
         entry = jax.ShapeDtypeStruct((batch, self.kv_heads, slots, self.head_dim), dtype)
-        return {"k_BKSE": entry, "v_BKSE": entry}
+        if self.values is None:
+            return {"k_BKSE": entry, "v_BKSE": entry}
+        return {"k_BKSE": entry, "v_BKSU": jax.ShapeDtypeStruct((*entry.shape[:3], self.values.dim), dtype)}
 
     def flops(self, length: int) -> float:
-        return 4 * self.heads * self.head_dim * mean_keys(length, self.window)
+        dims = self.head_dim + (self.head_dim if self.values is None else self.values.dim)
+        return 2 * self.heads * dims * mean_keys(length, self.window, self.chunked)
 
 
-def mean_keys(length: int, window: int | None) -> float:
+def mean_keys(length: int, window: int | None, chunked: bool = False) -> float:
     """How many keys a query sees under a causal mask, averaged over the positions of a sequence."""
     w = min(window or length, length)
+    if chunked:
+        whole, rest = divmod(length, w)
+        return (whole * w * (w + 1) / 2 + rest * (rest + 1) / 2) / length
     return (w * (w + 1) / 2 + (length - w) * w) / length
 
 
@@ -131,16 +169,18 @@ def attend(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks_KG: jax.Array | None = None,
     execution: Execution | None = None,
 ) -> jax.Array:
     """Causal attention of each query to the keys at or before its slot, in its document, within its window: [B, L, K,
     G, U].
 
     keys: the parts of one sequence, in order (what a cache holds, then the new tokens); the last part is as long as
-    the queries. execution: on its target gpu, the tokens of a sequence among themselves go through a kernel. Scores
-    and softmax are float32. A query with no key to see gets a finite, meaningless value."""
+    the queries. sinks_KG: float32, of each head the score of a key without a value. execution: on its target gpu, the
+    tokens of a sequence among themselves go through a kernel, which knows no sinks. Scores and softmax are float32. A
+    query with no key to see gets a finite, meaningless value."""
     batch, length = q_BLKGE.shape[:2]
-    if execution is not None and execution.target == "gpu" and len(keys) == 1:
+    if execution is not None and execution.target == "gpu" and len(keys) == 1 and sinks_KG is None:
         from .attention_gpu import flash_attention  # Pallas is slow to import, and of no use elsewhere
 
         flash = partial(flash_attention, scale=scale, window=window, softcap=softcap, rules=execution.rules)
@@ -149,13 +189,15 @@ def attend(
     rule = Rule(scale, window, softcap, FEW_ROWS if on_cpu else 0)
     queries = Queries(q_BLKGE, jnp.broadcast_to(slots_L, (batch, length)), segments_BL)
     if window is not None and length > 2 * window:
-        return _in_windows(queries, keys, rule, window)
+        return _in_windows(queries, keys, rule, window, sinks_KG)
     if length > BLOCKS * QUERY_BLOCK:
-        return _in_query_blocks(queries, keys, rule)
-    return _in_order(queries, keys[0], rule, 0) if len(keys) == 1 else _over_parts(queries, keys, rule)
+        return _in_query_blocks(queries, keys, rule, sinks_KG)
+    if len(keys) == 1:
+        return _in_order(queries, keys[0], rule, 0, sinks_KG)
+    return _over_parts(queries, keys, rule, sinks_KG)
 
 
-def _over_parts(queries: Queries, keys: Sequence[Keys], rule: Rule) -> jax.Array:
+def _over_parts(queries: Queries, keys: Sequence[Keys], rule: Rule, sinks_KG: jax.Array | None = None) -> jax.Array:
     """One softmax over several parts of keys."""
     q_BLKGE, dtype = queries.q_BLKGE, queries.q_BLKGE.dtype
     q_NRE = _rows(q_BLKGE)
@@ -163,15 +205,27 @@ def _over_parts(queries: Queries, keys: Sequence[Keys], rule: Rule) -> jax.Array
         _scores(q_NRE, _heads(k_BMKE), (queries.slots_BL, queries.segments_BL, slots_BM, segments_BM), rule)
         for k_BMKE, _, slots_BM, segments_BM in keys
     ]
+    if sinks_KG is not None:
+        scores.append(_sink_scores(sinks_KG, q_BLKGE.shape[0], q_BLKGE.shape[1]))
     most_NR1 = reduce(jnp.maximum, (jnp.max(s, axis=-1, keepdims=True) for s in scores))
     weights = [jnp.exp(s - most_NR1) for s in scores]
     # The sum divides the output, which is smaller than the weights: two passes over those less.
     total_NR1 = reduce(jnp.add, (jnp.sum(w, axis=-1, keepdims=True) for w in weights))
-    outputs = [_dot(w.astype(dtype), _heads(part.v_BMKU), 2, 1) for w, part in zip(weights, keys, strict=True)]
+    # A sink, which comes last, has no value.
+    outputs = [_dot(w.astype(dtype), _heads(part.v_BMKU), 2, 1) for w, part in zip(weights, keys, strict=False)]
     return _unrows((reduce(jnp.add, outputs) / total_NR1).astype(dtype), q_BLKGE)
 
 
-def _in_query_blocks(queries: Queries, keys: Sequence[Keys], rule: Rule) -> jax.Array:
+def _sink_scores(sinks_KG: jax.Array, batch: int, length: int) -> jax.Array:
+    """The sink of each row of queries: [N, R, 1]."""
+    kv_heads, group = sinks_KG.shape
+    each = jnp.broadcast_to(sinks_KG[None, :, :, None], (batch, kv_heads, group, length))
+    return each.reshape(batch * kv_heads, group * length, 1)
+
+
+def _in_query_blocks(
+    queries: Queries, keys: Sequence[Keys], rule: Rule, sinks_KG: jax.Array | None = None
+) -> jax.Array:
     """One block of queries at a time against all keys, so that no [length, length] array exists."""
     length = queries.q_BLKGE.shape[1]
     count = -(-length // QUERY_BLOCK)
@@ -180,11 +234,14 @@ def _in_query_blocks(queries: Queries, keys: Sequence[Keys], rule: Rule) -> jax.
         padded = _pad_axis(x_BL, count * QUERY_BLOCK, 1)
         return jnp.moveaxis(padded.reshape(x_BL.shape[0], count, QUERY_BLOCK, *x_BL.shape[2:]), 1, 0)
 
-    out = jax.lax.map(jax.checkpoint(lambda block: _over_parts(block, keys, rule)), jax.tree.map(blocks, queries))
+    attended = jax.checkpoint(lambda block: _over_parts(block, keys, rule, sinks_KG))
+    out = jax.lax.map(attended, jax.tree.map(blocks, queries))
     return jnp.moveaxis(out, 0, 1).reshape(out.shape[1], count * QUERY_BLOCK, *out.shape[3:])[:, :length]
 
 
-def _in_windows(queries: Queries, keys: Sequence[Keys], rule: Rule, window: int) -> jax.Array:
+def _in_windows(
+    queries: Queries, keys: Sequence[Keys], rule: Rule, window: int, sinks_KG: jax.Array | None = None
+) -> jax.Array:
     """Queries in blocks of one window, each against its own block of keys and the one before."""
     batch, length = queries.q_BLKGE.shape[:2]
     count = -(-length // window)
@@ -201,7 +258,10 @@ def _in_windows(queries: Queries, keys: Sequence[Keys], rule: Rule, window: int)
         return jnp.concatenate([fold(x[:, :-window]), fold(x[:, window:])], axis=1)
 
     folded, paired = jax.tree.map(fold, queries), jax.tree.map(pairs, before[0], new)
-    out = _in_order(folded, paired, rule, window) if len(keys) == 1 else _over_parts(folded, [paired], rule)
+    if len(keys) == 1:
+        out = _in_order(folded, paired, rule, window, sinks_KG)
+    else:
+        out = _over_parts(folded, [paired], rule, sinks_KG)
     return out.reshape(batch, count * window, *out.shape[2:])[:, :length]
 
 
@@ -286,10 +346,10 @@ def _pad_axis(x: jax.Array, size: int, axis: int, fill: int = 0) -> jax.Array:
 # kept, and a block of queries does not look at keys whose index says that it cannot see them.
 
 
-def _in_order(queries: Queries, keys: Keys, rule: Rule, before: int) -> jax.Array:
+def _in_order(queries: Queries, keys: Keys, rule: Rule, before: int, sinks_KG: jax.Array | None = None) -> jax.Array:
     """`_over_parts` of one part, where key `before + i` is query i's own."""
     seen_by = queries.slots_BL, queries.segments_BL, keys.slots_BM, keys.segments_BM
-    return _ordered(queries.q_BLKGE, keys.k_BMKE, keys.v_BMKU, seen_by, rule, before)
+    return _ordered(queries.q_BLKGE, keys.k_BMKE, keys.v_BMKU, sinks_KG, seen_by, rule, before)
 
 
 def _blocks(length: int, window: int | None, before: int) -> list[_Block]:
@@ -313,15 +373,27 @@ def _of(seen_by: SeenBy, block: _Block) -> SeenBy:
     return slots_BL[:, own], segments[0], slots_BM[:, keys], segments[1]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _ordered(
-    q_BLKGE: jax.Array, k_BMKE: jax.Array, v_BMKU: jax.Array, seen_by: Any, rule: Rule, before: int
+    q_BLKGE: jax.Array,
+    k_BMKE: jax.Array,
+    v_BMKU: jax.Array,
+    sinks_KG: jax.Array | None,
+    seen_by: Any,
+    rule: Rule,
+    before: int,
 ) -> jax.Array:
-    return _forward(q_BLKGE, k_BMKE, v_BMKU, seen_by, rule, before)[0]
+    return _forward(q_BLKGE, k_BMKE, v_BMKU, sinks_KG, seen_by, rule, before)[0]
 
 
 def _forward(
-    q_BLKGE: jax.Array, k_BMKE: jax.Array, v_BMKU: jax.Array, seen_by: Any, rule: Rule, before: int
+    q_BLKGE: jax.Array,
+    k_BMKE: jax.Array,
+    v_BMKU: jax.Array,
+    sinks_KG: jax.Array | None,
+    seen_by: Any,
+    rule: Rule,
+    before: int,
 ) -> tuple[jax.Array, Any]:
     k_NME, v_NMU = _heads(k_BMKE), _heads(v_BMKU)
     outputs, sums = [], []
@@ -329,21 +401,26 @@ def _forward(
         keys = slice(block.first, block.last)
         scores_NRM = _scores(_rows(q_BLKGE, block), k_NME[:, keys], _of(seen_by, block), rule)
         most_NR1 = jnp.max(scores_NRM, axis=-1, keepdims=True)
+        if sinks_KG is not None:
+            sink_NR1 = _sink_scores(sinks_KG, q_BLKGE.shape[0], block.end - block.start)
+            most_NR1 = jnp.maximum(most_NR1, sink_NR1)
         weights_NRM = jnp.exp(scores_NRM - most_NR1)
         # The sum divides the output, which is smaller than the weights.
         total_NR1 = jnp.sum(weights_NRM, axis=-1, keepdims=True)
+        if sinks_KG is not None:
+            total_NR1 += jnp.exp(sink_NR1 - most_NR1)
         out_NRU = _dot(weights_NRM.astype(v_NMU.dtype), v_NMU[:, keys], 2, 1) / total_NR1
         outputs.append(_unrows(out_NRU.astype(q_BLKGE.dtype), q_BLKGE))
         # A query that sees nothing has no gradient: exp(HIDDEN - 0) is 0.
         sums.append(jnp.where(most_NR1 > HIDDEN, most_NR1 + jnp.log(total_NR1), 0))
     out_BLKGU, sums = checkpoint_name((jnp.concatenate(outputs, axis=1), sums), KEPT)
-    return out_BLKGU, (q_BLKGE, k_BMKE, v_BMKU, seen_by, out_BLKGU, sums)
+    return out_BLKGU, (q_BLKGE, k_BMKE, v_BMKU, sinks_KG, seen_by, out_BLKGU, sums)
 
 
 def _backward(rule: Rule, before: int, saved: Any, dout_BLKGU: jax.Array) -> tuple[Any, ...]:
-    q_BLKGE, k_BMKE, v_BMKU, seen_by, out_BLKGU, sums = saved
+    q_BLKGE, k_BMKE, v_BMKU, sinks_KG, seen_by, out_BLKGU, sums = saved
     k_NME, v_NMU, dtype = _heads(k_BMKE), _heads(v_BMKU), q_BLKGE.dtype
-    dq, dk, dv = [], [], []
+    dq, dk, dv, dsinks = [], [], [], []
     for block, lse_NR1 in zip(_blocks(q_BLKGE.shape[1], rule.window, before), sums, strict=True):
         keys = slice(block.first, block.last)
         q_NRE, out_NRU, dout_NRU = (_rows(x, block) for x in (q_BLKGE, out_BLKGU, dout_BLKGU))
@@ -358,14 +435,26 @@ def _backward(rule: Rule, before: int, saved: Any, dout_BLKGU: jax.Array) -> tup
         rest = ((0, 0), (block.first, k_NME.shape[1] - block.last), (0, 0))
         dk.append(jnp.pad(_dot(dscores_NRM, q_NRE, 1, 1), rest))
         dv.append(jnp.pad(_dot(weights_NRM.astype(dtype), dout_NRU, 1, 1), rest))
+        if sinks_KG is not None:
+            batch, length = q_BLKGE.shape[0], block.end - block.start
+            dsink_NR1 = -jnp.exp(_sink_scores(sinks_KG, batch, length) - lse_NR1) * mean_NR1
+            dsinks.append(jnp.sum(dsink_NR1.reshape(batch, *sinks_KG.shape, length), axis=(0, 3)))
     dk_BMKE, dv_BMKU = (
         jnp.moveaxis(reduce(jnp.add, parts).reshape(x.shape[0], x.shape[2], x.shape[1], -1), 1, 2).astype(x.dtype)
         for parts, x in ((dk, k_BMKE), (dv, v_BMKU))
     )
-    return jnp.concatenate(dq, axis=1).astype(dtype), dk_BMKE, dv_BMKU, None
+    dsinks_KG = None if sinks_KG is None else reduce(jnp.add, dsinks).astype(sinks_KG.dtype)
+    return jnp.concatenate(dq, axis=1).astype(dtype), dk_BMKE, dv_BMKU, dsinks_KG, None
 
 
 _ordered.defvjp(_forward, _backward)
+
+
+def chunks(positions_BL: jax.Array, segments_BL: jax.Array | None, size: int) -> jax.Array:
+    """int32 [B, L]: the chunk of `size` tokens that a token is in, which is a document to those in it."""
+    chunk_BL = jnp.maximum(positions_BL, 0) // size  # padding is before 0
+    most = positions_BL.shape[1] // size + 1
+    return chunk_BL if segments_BL is None else segments_BL * most + chunk_BL
 
 
 # --- the shell -------------------------------------------------------------------------------------------------------
@@ -381,38 +470,61 @@ class AttentionShell(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
         s = self.spec
         sizes = {"D": x_BLD.shape[-1], "K": s.kv_heads, "G": s.heads // s.kv_heads, "E": s.head_dim}
+        sizes["U"] = s.head_dim if s.values is None else s.values.dim
+        v_axis = "E" if s.values is None else "U"  # a value's own dimensions have a letter only where they differ
         w = partial(weight, self, sizes=sizes, execution=self.execution)
         b = partial(bias, self, sizes=sizes, execution=self.execution)
         q_BLKGE = project("BLD,DKGE->BLKGE", x_BLD, w("wq_DKGE", inputs="D"))
         k_BLKE = project("BLD,DKE->BLKE", x_BLD, w("wk_DKE", inputs="D"))
-        v_BLKE = project("BLD,DKE->BLKE", x_BLD, w("wv_DKE", inputs="D"))
+        v_BLKU = project("BLD,DKU->BLKU", x_BLD, w(f"wv_DK{v_axis}", inputs="D"))
         q_BLKGE = q_BLKGE + b("bq_KGE") if "q" in s.bias else q_BLKGE
         k_BLKE = k_BLKE + b("bk_KE") if "k" in s.bias else k_BLKE
-        v_BLKE = v_BLKE + b("bv_KE") if "v" in s.bias else v_BLKE
-        if s.qk_norm is not None:
+        v_BLKU = v_BLKU + b(f"bv_K{v_axis}") if "v" in s.bias else v_BLKU
+        v_BLKU = v_BLKU if s.values is None else v_BLKU * s.values.scale
+        if s.qk_norm is not None and not s.qk_norm.after_rope:
             q_BLKGE = attach(self, s.qk_norm.shell(self.execution, "KGE"), "q_norm")(q_BLKGE)
             k_BLKE = attach(self, s.qk_norm.shell(self.execution, "KE"), "k_norm")(k_BLKE)
         if s.rope is not None:
             q_BLKGE = rotate(q_BLKGE, context.positions_BL, s.rope)
             k_BLKE = rotate(k_BLKE, context.positions_BL, s.rope)
+        if s.qk_norm is not None and s.qk_norm.after_rope:
+            q_BLKGE = attach(self, s.qk_norm.shell(self.execution, "KGE"), "q_norm")(q_BLKGE)
+            k_BLKE = attach(self, s.qk_norm.shell(self.execution, "KE"), "k_norm")(k_BLKE)
+        if s.temperature is not None:
+            q_BLKGE = sharpen(q_BLKGE, context.positions_BL, s.temperature)
 
-        keys = [Keys(k_BLKE, v_BLKE, new_slots(context), context.segments_BL)]
+        segments_BL = context.segments_BL
+        if s.chunked and s.window is not None:
+            segments_BL = chunks(context.positions_BL, segments_BL, s.window)
+        keys = [Keys(k_BLKE, v_BLKU, new_slots(context), segments_BL)]
         if cache is not None:
-            k_BSKE, v_BSKE = (jnp.swapaxes(cache[name], 1, 2).astype(q_BLKGE.dtype) for name in ("k_BKSE", "v_BKSE"))
-            keys.insert(0, Keys(k_BSKE, v_BSKE, held_slots(context, k_BSKE.shape[1])))
-        scale = s.head_dim**-0.5 if s.scale is None else s.scale
-        out_BLKGE = attend(
+            entries = cache["k_BKSE"], cache[f"v_BKS{v_axis}"]
+            k_BSKE, v_BSKU = (jnp.swapaxes(entry, 1, 2).astype(q_BLKGE.dtype) for entry in entries)
+            held_BS, held_chunks_BS = held_slots(context, k_BSKE.shape[1]), None
+            if s.chunked and s.window is not None and context.pad_B is not None:
+                held_chunks_BS = chunks(held_BS - context.pad_B[:, None], None, s.window)
+            keys.insert(0, Keys(k_BSKE, v_BSKU, held_BS, held_chunks_BS))
+        sinks_KG = None
+        if s.sinks:
+            shape = sizes["K"], sizes["G"]
+            sinks_KG = self.param("sinks_KG", nn.initializers.zeros, shape, jnp.float32).astype(jnp.float32)
+        out_BLKGU = attend(
             q_BLKGE,
             keys,
             context.slots_L,
-            context.segments_BL,
-            scale=scale,
+            segments_BL,
+            scale=s.head_dim**-0.5 if s.scale is None else s.scale,
             window=s.window,
             softcap=s.softcap,
+            sinks_KG=sinks_KG,
             execution=self.execution,
         )
-        y_BLD = project("BLKGE,KGED->BLD", out_BLKGE, w("wo_KGED", inputs="KGE"))
+        if s.gate:
+            gate_BLKGU = project("BLD,DKGU->BLKGU", x_BLD, w(f"wg_DKG{v_axis}", inputs="D"))
+            out_BLKGU = out_BLKGU * jax.nn.sigmoid(gate_BLKGU)
+        y_BLD = project("BLKGU,KGUD->BLD", out_BLKGU, w(f"wo_KG{v_axis}D", inputs=f"KG{v_axis}"))
         y_BLD = y_BLD + b("bo_D") if "o" in s.bias else y_BLD
         kept = slice(None) if s.window is None else slice(-s.window, None)
-        new_entries = {"k_BKSE": jnp.swapaxes(k_BLKE[:, kept], 1, 2), "v_BKSE": jnp.swapaxes(v_BLKE[:, kept], 1, 2)}
+        new_entries = {"k_BKSE": k_BLKE, f"v_BKS{v_axis}": v_BLKU}
+        new_entries = {name: jnp.swapaxes(entry[:, kept], 1, 2) for name, entry in new_entries.items()}
         return y_BLD, new_entries, {}

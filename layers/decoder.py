@@ -22,6 +22,7 @@ from .block import PARTS
 from .cache import after, store
 from .dense import attach
 from .execution import REMAT, Execution
+from .mtp import MTP, MTPShell, ahead, reaches
 from .norms import Norm, RMSNorm
 from .pattern import Run, expand, runs
 from .spec import Context, from_plain, parse_json, paths, replace, require, to_plain
@@ -49,7 +50,10 @@ class Spec:
     """A language model as data: mathematics only.
 
     attention, mlp, block: patterns over depth (pattern.py) of layer specs; a single spec stands for a pattern of one.
-    embedding_scale: multiplies the embedded tokens.  logit_softcap: logits become softcap * tanh(logits / softcap).
+    embedding_scale, logit_scale: multiply the embedded tokens and the logits.
+    logit_softcap: logits, scaled, become softcap * tanh(logits / softcap).
+    per_layer: what each layer reads of a token besides the residual (per_layer.py), None for nothing.
+    mtp: modules of multi-token prediction (mtp.py), trained beside the model.
     max_length: the longest sequence it takes.  eos_ids: tokens that end a text.
     hf: where a Hugging Face config was read; it does not take part in comparisons.
     """
@@ -63,7 +67,10 @@ class Spec:
     final_norm: Norm = RMSNorm()
     tied: bool = False
     embedding_scale: float = 1.0
+    logit_scale: float = 1.0
     logit_softcap: float | None = None
+    mtp: MTP | None = None
+    per_layer: Any = None
     max_length: int = 4096
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
@@ -91,6 +98,12 @@ class Spec:
         """The depth as scans (pattern.py)."""
         return runs(self.layers)
 
+    @cached_property
+    def predictor(self) -> MTP | None:
+        """`mtp` with what it leaves open as in the last layer."""
+        last = self.layers[-1]._asdict()
+        return None if self.mtp is None else self.mtp.filled(**last, norm=self.final_norm)
+
     @property
     def shapes(self) -> Any:
         """The parameter tree as ShapeDtypeStructs; nothing is allocated."""
@@ -117,9 +130,11 @@ class Spec:
             raise ValueError(f"the JSON holds a {type(spec).__name__}, not a Spec")
         return spec
 
-    def param_count(self) -> int:
-        """How many parameters the model has, from their shapes; router biases included."""
-        return param_count(self)
+    def param_count(self, mtp: bool = False) -> int:
+        """How many parameters the model has, from their shapes; router biases included, multi-token prediction if
+        asked.
+        """
+        return param_count(self, mtp)
 
     def active_param_count(self) -> int:
         """Parameters a token uses: all but the routed experts it does not select."""
@@ -141,8 +156,17 @@ class Spec:
 
 
 def _init(spec: Spec, rngs: Any) -> Any:
-    model = Decoder(spec, Execution(dispatch="dense"))
-    return nn.Module.init(model, rngs, jnp.zeros((1, 1), jnp.int32))
+    execution, tokens_BL = Execution(dispatch="dense"), jnp.zeros((1, 1), jnp.int32)
+    variables = nn.Module.init(Decoder(spec, execution), rngs, tokens_BL)
+    if spec.predictor is None:
+        return variables
+    x_BLD = jnp.zeros((1, 1, spec.width), jnp.float32)
+    context = Context(tokens_BL, None, tokens_BL, tokens_BL[0], None)
+    modules = {}
+    for k in range(spec.predictor.depth):
+        keys = jax.tree.map(lambda key, k=k: jax.random.fold_in(key, k), rngs)
+        modules[f"mtp_{k}"] = spec.predictor.shell(execution).init(keys, x_BLD, x_BLD, context)["params"]
+    return {"params": {**variables["params"], **modules}}
 
 
 # Every parameter draws its own random numbers, which XLA takes half a second each to optimise and a millisecond to
@@ -214,6 +238,11 @@ def _written(held: Any, new: Any, end: jax.Array) -> Any:
     }
 
 
+def _by_position(own_NBLP: jax.Array, period: int) -> list[jax.Array]:
+    """What a run's layers read of their own, [repeats, batch, length, dim] for each place in the period."""
+    return [own_NBLP[p::period] for p in range(period)]
+
+
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
@@ -225,13 +254,37 @@ class Period(nn.Module):
     keep: bool
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, held: Any, context: Context) -> tuple[jax.Array, tuple[Any, Any]]:
-        entries, aux = {}, {}
+    def __call__(
+        self, state: tuple[jax.Array, dict[str, Any]], held: Any, own: Any, context: Context
+    ) -> tuple[Any, tuple[Any, Any, dict[str, Any]]]:
+        (x_BLD, carried), entries, aux = state, {}, {}
+        lent: dict[str, Any] = {}
+        context = lending(context, carried)
         for p, layer in enumerate(self.layers):
             shell = attach(self, layer.block.shell(self.execution, layer.attention, layer.mlp), f"layer_{p}")
-            x_BLD, new, aux[f"layer_{p}"] = shell(x_BLD, context, None if held is None else held[f"layer_{p}"])
+            known = context if own is None else context._replace(own_BLP=own[p])
+            x_BLD, new, aux[f"layer_{p}"] = shell(x_BLD, known, None if held is None else held[f"layer_{p}"])
             entries[f"layer_{p}"] = new if self.keep else {}
-        return x_BLD, (entries, aux)
+            handed = lent_by(new)
+            lent |= handed
+            context = lending(context, handed)
+        first_lent = {name: value for name, value in lent.items() if name not in carried}
+        return (x_BLD, {name: lent.get(name, carried[name]) for name in carried}), (entries, aux, first_lent)
+
+
+def lent_by(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes out of a layer's cache entries what it hands to later layers, by name."""
+    return {name: value for part in entries.values() for name, value in part.pop("lent", {}).items()}
+
+
+def lending(context: Context, handed: dict[str, Any]) -> Context:
+    return context._replace(lent={**(context.lent or {}), **handed}) if handed else context
+
+
+def embedded(spec: Spec, embed_VD: jax.Array, tokens_BL: jax.Array, execution: Execution) -> jax.Array:
+    """What the first layer reads [batch, length, width]."""
+    x_BLD = jnp.take(embed_VD, tokens_BL, axis=0, mode="clip").astype(execution.dtype)
+    return x_BLD * jnp.asarray(spec.embedding_scale, execution.dtype)
 
 
 def unembed(spec: Spec, params: Any, hidden: jax.Array, execution: Execution) -> jax.Array:
@@ -240,7 +293,7 @@ def unembed(spec: Spec, params: Any, hidden: jax.Array, execution: Execution) ->
     name, contracted = ("embed_VD", 1) if spec.tied else ("head_DV", 0)
     w = params[name].astype(execution.dtype)
     logits = jax.lax.dot_general(x, w, (((1,), (contracted,)), ((), ())), preferred_element_type=jnp.float32)
-    return capped(logits, spec.logit_softcap).reshape(*hidden.shape[:-1], spec.vocab)
+    return capped(logits * spec.logit_scale, spec.logit_softcap).reshape(*hidden.shape[:-1], spec.vocab)
 
 
 def capped(logits: jax.Array, softcap: float | None) -> jax.Array:
@@ -294,6 +347,35 @@ class Decoder(nn.Module):
         )
         return x_BLD, aux
 
+    def predict(
+        self,
+        tokens_BL: jax.Array,
+        hidden_BLD: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
+        """What the head reads of each module of multi-token prediction, and their auxiliary statistics; `hidden_BLD`
+        is what `hidden` gave.
+
+        At place i, the module with index k reads token i + k + 1 and predicts the one after. Where that token is not of
+        the same document, the place counts as padding, and what it holds means nothing."""
+        params, predictor = self.variables["params"], self.spec.predictor
+        if predictor is None:
+            raise ValueError("this model has no multi-token prediction: spec.mtp is None")
+        module = nn.remat(MTPShell, policy=REMAT[self.execution.remat])(predictor, self.execution, parent=None)
+        segments_BL = jnp.ones_like(tokens_BL) if segment_ids is None else segment_ids
+        positions = document_positions(segments_BL) if positions is None else positions
+        slots_L = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
+        states, aux = [hidden_BLD], {}
+        for k in range(predictor.depth):
+            next_BL = ahead(tokens_BL, k + 1)
+            held_BL = jnp.where(reaches(segments_BL, k + 1), segments_BL, 0)
+            x_BLD = embedded(self.spec, params["embed_VD"], next_BL, self.execution)
+            context = Context(positions, held_BL, next_BL, slots_L, None)
+            x_BLD, aux[f"mtp_{k}"] = module.apply({"params": params[f"mtp_{k}"]}, x_BLD, states[-1], context)
+            states.append(x_BLD)
+        return tuple(states[1:]), aux
+
     def extend(
         self, tokens_BL: jax.Array, cache: dict[str, Any], empty: bool = False
     ) -> tuple[jax.Array, dict[str, Any]]:
@@ -324,20 +406,31 @@ class Decoder(nn.Module):
         embed_VD = self.param("embed_VD", nn.initializers.normal(0.02), (spec.vocab, spec.width), jnp.float32)
         if not spec.tied:
             self.param("head_DV", nn.initializers.normal(0.02), (spec.width, spec.vocab), jnp.float32)
-        x_BLD = jnp.take(embed_VD, tokens_BL, axis=0, mode="clip").astype(execution.dtype)
-        x_BLD = x_BLD * jnp.asarray(spec.embedding_scale, execution.dtype)
+        x_BLD = embedded(spec, embed_VD, tokens_BL, execution)
+        own_NBLP: Any = None
+        if spec.per_layer is not None:
+            own_NBLP = attach(self, spec.per_layer.shell(execution, spec.depth), "per_layer")(x_BLD, tokens_BL)
+        first, last = spec.layers[0].block, spec.layers[-1].block
+        x_BLD = first.open(x_BLD) if hasattr(first, "open") else x_BLD
         entries, aux = {}, {}
         for r, run in enumerate(spec.runs):
             scan = nn.scan(
                 nn.remat(Period, policy=REMAT[execution.remat], prevent_cse=False),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, 0, nn.broadcast),
                 length=run.repeats,
                 unroll=execution.unroll,
             )
             layers = scan(run.period, execution, keep, name=f"run_{r}")
-            x_BLD, (entries[f"run_{r}"], aux[f"run_{r}"]) = layers(
-                x_BLD, None if held is None else held[f"run_{r}"], context
+            of_run = slice(run.start, run.start + len(run.period) * run.repeats)
+            own = None if own_NBLP is None else _by_position(own_NBLP[of_run], len(run.period))
+            # What the run lends anew travels with x, for its next repeat to borrow.
+            names = {getattr(layer.attention, "lends", "") for layer in run.period}
+            carried = {name: value for name, value in (context.lent or {}).items() if name in names}
+            (x_BLD, carried), (entries[f"run_{r}"], aux[f"run_{r}"], lent) = layers(
+                (x_BLD, carried), None if held is None else held[f"run_{r}"], own, context
             )
+            context = lending(context, carried | jax.tree.map(lambda leaf: leaf[-1], lent))
+        x_BLD = attach(self, last.close(), "close")(x_BLD) if hasattr(last, "close") else x_BLD
         return attach(self, spec.final_norm.shell(execution), "final_norm")(x_BLD), entries, aux

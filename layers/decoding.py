@@ -81,6 +81,8 @@ def generate(
     execution = execution or Execution()
     rows = _checked(spec, prompts, max_new_tokens)
     stop = tuple(spec.eos_ids if stop is None else stop)
+    if spec.mtp is not None:
+        spec, params = spec.replace(mtp=None), {name: of for name, of in params.items() if not name.startswith("mtp_")}
     spec, params = unrolled(spec, params)
     longest = max(map(len, rows))
     length = _rounded(longest)

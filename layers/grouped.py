@@ -145,13 +145,14 @@ def one_by_one(
         )
         return y_TG.at[token].add(function(own, x_1D, weight_11)[0])
 
-    return jax.lax.fori_loop(0, tokens * choices, step, _zeros(function, params, x_TD, weights_TK))
+    y_TG: jax.Array = jax.lax.fori_loop(0, tokens * choices, step, _zeros(function, params, x_TD, weights_TK))
+    return y_TG
 
 
 def _one_by_one_backward(function: Function, arrays: Any, dy_TG: jax.Array) -> Any:
     params, x_TD, weights_TK, groups_TK = arrays
-    groups = jax.tree.leaves(params)[0].shape[0]
-    places = plan(groups_TK, groups, room(*groups_TK.shape, groups)[1])
+    (tokens, choices), groups = groups_TK.shape, jax.tree.leaves(params)[0].shape[0]
+    places = plan(groups_TK, groups, room(tokens, choices, groups)[1])
     _, pull = jax.vjp(lambda *to: blocks(function, 0, *to, places)[3], params, x_TD, weights_TK)
     return *pull(dy_TG), None
 

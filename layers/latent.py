@@ -3,10 +3,11 @@
 Keys and values of all heads are read out of one small latent a token, beside one rotated key that all heads share;
 only these are cached. Training and prefill expand the latent into keys and values. Decoding absorbs the read-out into
 query and output instead: attention is then multi-query over the latents, and the expanded keys and values of the past
-are never made.
+are never made. With an indexer (indexer.py) a query sees only the tokens that it chooses, again over their latents.
 
 Dimensions: B batch, L length, S cache slots, D width, H heads, Q query latent, C key-value latent, N unrotated and R
-rotated dimensions of a query or key, P = N + R, V value dimensions, T = C + R, what is cached of a token."""
+rotated dimensions of a query or key, P = N + R, V value dimensions, T = C + R, what is cached of a token, E dimensions
+of an index key."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +20,14 @@ from flax import linen as nn
 
 from .attention import Keys, attend, mean_keys
 from .cache import held_slots, new_slots
+from .corrected import CorrectedNorm
 from .dense import attach, project, weight
 from .execution import Execution
+from .indexer import Borrowed, Candidates, Choice, Indexer, Query, attend_chosen, choose
 from .norms import RMSNorm
 from .rope import Rope, Yarn, rotate
 from .spec import Context, require
+from .temperature import Temperature, sharpen
 
 AXES = {
     "D": "width",
@@ -35,9 +39,13 @@ AXES = {
     "R": "head_dim",
     "V": "value_dim",
     "T": "latent_dim",
+    "E": "head_dim",
     "B": "batch",
     "S": "length",
 }
+
+CHOICE = "choice"
+"""The name under which layers find what an earlier one chose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,9 @@ class LatentAttention:
     dimensions each.
 
     kv_rank: width of the key-value latent.  q_rank: width of the query latent, None for queries straight from the
-    residual. norm: of both latents. A YaRN rope with mscale_all_dim scales the scores by its square."""
+    residual. norm: of both latents. A YaRN rope with mscale_all_dim scales the scores by its square.
+    indexer: chooses what a query sees among more than its top_k tokens; None for all of them.
+    temperature: sharpens late queries."""
 
     heads: int
     nope_dim: int
@@ -54,12 +64,15 @@ class LatentAttention:
     kv_rank: int
     rope: Rope
     q_rank: int | None = None
-    norm: RMSNorm = RMSNorm()
+    norm: RMSNorm | CorrectedNorm = RMSNorm()
+    indexer: Indexer | Borrowed | None = None
+    temperature: Temperature | None = None
 
     def __post_init__(self) -> None:
         for field in ("heads", "nope_dim", "value_dim", "kv_rank"):
             require(self, getattr(self, field) > 0, field, "it must be positive")
         require(self, self.q_rank is None or self.q_rank > 0, "q_rank", "it must be positive, or None")
+        require(self, self.indexer is None or self.q_rank is not None, "q_rank", "an indexer reads the query latent")
 
     @property
     def scale(self) -> float:
@@ -69,14 +82,26 @@ class LatentAttention:
         stretched = isinstance(yarn, Yarn) and yarn.mscale_all_dim
         return plain * yarn.magnitude(yarn.mscale_all_dim) ** 2 if stretched else plain  # type: ignore[union-attr,arg-type]
 
+    @property
+    def lends(self) -> str:
+        """What it hands to later layers."""
+        return CHOICE if isinstance(self.indexer, Indexer) and self.indexer.lends else ""
+
     def shell(self, execution: Execution) -> nn.Module:
         return LatentAttentionShell(self, execution)
 
     def cache(self, batch: int, length: int, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-        return {"latent_BST": jax.ShapeDtypeStruct((batch, length, self.kv_rank + self.rope.dim), dtype)}
+        entries = {"latent_BST": jax.ShapeDtypeStruct((batch, length, self.kv_rank + self.rope.dim), dtype)}
+        if isinstance(self.indexer, Indexer):
+            entries["index_BSE"] = jax.ShapeDtypeStruct((batch, length, self.indexer.dim), dtype)
+        return entries
 
     def flops(self, length: int) -> float:
-        return 2 * self.heads * (self.nope_dim + self.rope.dim + self.value_dim) * mean_keys(length, None)
+        if self.indexer is None or length <= self.indexer.top_k:
+            return 2 * self.heads * (self.nope_dim + self.rope.dim + self.value_dim) * mean_keys(length, None)
+        # Sparse attention is over latents: what they are read out with is counted with the weights.
+        chosen = mean_keys(length, self.indexer.top_k)
+        return 2 * self.heads * (2 * self.kv_rank + self.rope.dim) * chosen + self.indexer.flops(length)
 
 
 def expanded(
@@ -113,12 +138,26 @@ def absorbed(
     """The same attention over latents, `parts` of (latent_BMT, slots_BM): one key-value head, whose values are its
     keys: [B, L, H, V].
     """
-    rank, _, nope = wk_CHN.shape
-    into_BLHC = jnp.einsum("BLHN,CHN->BLHC", q_BLHP[..., :nope], wk_CHN)
-    q_BLHT = jnp.concatenate([into_BLHC, q_BLHP[..., nope:]], axis=-1)
+    rank = wk_CHN.shape[0]
+    q_BLHT = absorbed_query(q_BLHP, wk_CHN)
     keys = [Keys(latent[:, :, None], latent[:, :, None], slots) for latent, slots in parts]
     out_BLHT = attend(q_BLHT[:, :, None], keys, slots_L, scale=scale)[:, :, 0]
     return jnp.einsum("BLHC,CHV->BLHV", out_BLHT[..., :rank], wv_CHV)
+
+
+def absorbed_query(q_BLHP: jax.Array, wk_CHN: jax.Array) -> jax.Array:
+    """The query for latents [B, L, H, T]: its unrotated part has taken in the read-out of keys."""
+    nope = wk_CHN.shape[-1]
+    into_BLHC = jnp.einsum("BLHN,CHN->BLHC", q_BLHP[..., :nope], wk_CHN)
+    return jnp.concatenate([into_BLHC, q_BLHP[..., nope:]], axis=-1)
+
+
+def lent(context: Context) -> Choice:
+    """What an earlier layer chose."""
+    if CHOICE not in (context.lent or {}):
+        raise ValueError("LatentAttention.indexer is Borrowed: no earlier layer has an indexer that lends its choice")
+    choice: Choice = context.lent[CHOICE]
+    return choice
 
 
 class LatentAttentionShell(nn.Module):
@@ -141,6 +180,7 @@ class LatentAttentionShell(nn.Module):
             q_BLHP = project("BLQ,QHP->BLHP", q_BLQ, w("wq_up_QHP", inputs="Q"))
         rotated_BLHR = rotate(q_BLHP[..., s.nope_dim :], context.positions_BL, s.rope)
         q_BLHP = jnp.concatenate([q_BLHP[..., : s.nope_dim], rotated_BLHR], axis=-1)
+        q_BLHP = q_BLHP if s.temperature is None else sharpen(q_BLHP, context.positions_BL, s.temperature)
 
         latent_BLT = project("BLD,DT->BLT", x_BLD, w("wkv_down_DT", inputs="D"))
         c_BLC = attach(self, s.norm.shell(self.execution, "C"), "kv_norm")(latent_BLT[..., : s.kv_rank])
@@ -149,11 +189,34 @@ class LatentAttentionShell(nn.Module):
 
         wk_CHN, wv_CHV = w("wk_CHN", inputs="C"), w("wv_CHV", inputs="C")
         slots_BL = new_slots(context)
-        if cache is None:
+        entries: dict[str, Any] = {"latent_BST": latent_BLT}
+        latents, slots = [latent_BLT], [slots_BL]
+        if cache is not None:
+            latents.insert(0, cache["latent_BST"].astype(x_BLD.dtype))
+            slots.insert(0, held_slots(context, latents[0].shape[1]))
+        choice: Choice | None = None
+        sees_all = s.indexer is None or sum(latent.shape[1] for latent in latents) <= s.indexer.top_k
+        if isinstance(s.indexer, Indexer):
+            index = attach(self, s.indexer.shell(self.execution), "indexer")(x_BLD, q_BLQ, context)
+            entries["index_BSE"] = index.k_BLE
+            if not sees_all:
+                at_BL = jnp.broadcast_to(context.slots_L, x_BLD.shape[:2])
+                query = Query(index.q_BLIE, index.w_BLI, at_BL, context.segments_BL)
+                among = [Candidates(index.k_BLE, slots_BL, context.segments_BL)]
+                if cache is not None:
+                    among.insert(0, Candidates(cache["index_BSE"].astype(x_BLD.dtype), slots[0]))
+                choice = choose(query, among, s.indexer.top_k)
+                entries |= {"lent": {CHOICE: choice}} if s.indexer.lends else {}
+        elif not sees_all:
+            choice = lent(context)
+        if choice is not None:
+            q_BLHT = absorbed_query(q_BLHP, wk_CHN)
+            out_BLHC = attend_chosen(q_BLHT, latents, choice, s.kv_rank, s.scale)
+            out_BLHV = jnp.einsum("BLHC,CHV->BLHV", out_BLHC, wv_CHV)
+        elif cache is None:
             out_BLHV = expanded(q_BLHP, latent_BLT, wk_CHN, wv_CHV, slots_BL, context, s.scale, self.execution)
         else:
-            held_BST = cache["latent_BST"].astype(x_BLD.dtype)
-            parts = [(held_BST, held_slots(context, held_BST.shape[1])), (latent_BLT, slots_BL)]
+            parts = list(zip(latents, slots, strict=True))
             out_BLHV = absorbed(q_BLHP, parts, wk_CHN, wv_CHV, context.slots_L, s.scale)
         y_BLD = project("BLHV,HVD->BLD", out_BLHV, w("wo_HVD", inputs="HV"))
-        return y_BLD, {"latent_BST": latent_BLT}, {}
+        return y_BLD, entries, {}

@@ -125,6 +125,30 @@ def _expert(
     return jnp.dot(activation(gate_RF) * up_RF * weight_R1.astype(x_RD.dtype), down_DF.T)
 
 
+class Slots(NamedTuple):
+    """One-hot: the expert of each choice, and its slot there, none if it found no room. float32."""
+
+    chosen_BLKX: jax.Array
+    kept_BLKC: jax.Array
+
+    def dropped(self) -> jax.Array:
+        """How many choices found no room."""
+        found = jnp.sum(self.kept_BLKC * jnp.any(self.chosen_BLKX, -1, keepdims=True))
+        return jnp.sum(self.chosen_BLKX) - found
+
+
+def slots_of(routing: Routing, real_BL: jax.Array, count: int, factor: float) -> Slots:
+    """Slots of `count` experts, as `capacity` hands them out."""
+    (batch, length), top_k = real_BL.shape, routing.experts_TK.shape[-1]
+    slots = min(length, math.ceil(factor * top_k * length / count))
+    chosen_BLKX = (routing.experts_TK[..., None] == jnp.arange(count)).astype(jnp.float32)
+    chosen_BLKX = chosen_BLKX.reshape(batch, length, top_k, count) * real_BL[..., None, None]
+    before_BLKX = jnp.cumsum(chosen_BLKX.reshape(batch, -1, count), axis=1).reshape(chosen_BLKX.shape) - chosen_BLKX
+    place_BLK = jnp.sum(before_BLKX * chosen_BLKX, axis=-1)
+    kept_BLKC = (place_BLK[..., None] == jnp.arange(slots, dtype=jnp.float32)).astype(jnp.float32)
+    return Slots(chosen_BLKX, kept_BLKC)
+
+
 def capacity(
     x_BLD: jax.Array, real_BL: jax.Array, routing: Routing, experts: Experts, factor: float
 ) -> tuple[jax.Array, jax.Array]:
@@ -132,15 +156,9 @@ def capacity(
 
     A row gives an expert `factor` times its even share of slots; earlier tokens, and a token's better choices, come
     first. Padding takes no slot."""
-    batch, length, _ = x_BLD.shape
-    count, top_k = experts.gate_XFD.shape[0], routing.experts_TK.shape[-1]
-    slots = min(length, math.ceil(factor * top_k * length / count))
-    chosen_BLKX = (routing.experts_TK[..., None] == jnp.arange(count)).astype(jnp.float32)
-    chosen_BLKX = chosen_BLKX.reshape(batch, length, top_k, count) * real_BL[..., None, None]
-    before_BLKX = jnp.cumsum(chosen_BLKX.reshape(batch, -1, count), axis=1).reshape(chosen_BLKX.shape) - chosen_BLKX
-    place_BLK = jnp.sum(before_BLKX * chosen_BLKX, axis=-1)
-    kept_BLKC = (place_BLK[..., None] == jnp.arange(slots, dtype=jnp.float32)).astype(jnp.float32)
-    weights_BLK = routing.weights_TK.reshape(batch, length, top_k)
+    slots = slots_of(routing, real_BL, experts.gate_XFD.shape[0], factor)
+    chosen_BLKX, kept_BLKC = slots
+    weights_BLK = routing.weights_TK.reshape(chosen_BLKX.shape[:3])
     send_BLXC = jnp.einsum("BLKX,BLKC->BLXC", chosen_BLKX, kept_BLKC).astype(x_BLD.dtype)
     bring_BLXC = jnp.einsum("BLKX,BLKC,BLK->BLXC", chosen_BLKX, kept_BLKC, weights_BLK).astype(x_BLD.dtype)
     x_XBCD = jnp.einsum("BLXC,BLD->XBCD", send_BLXC, x_BLD)
@@ -148,12 +166,22 @@ def capacity(
     up_XBCF = jnp.einsum("XBCD,XFD->XBCF", x_XBCD, experts.up_XFD)
     y_XBCD = jnp.einsum("XBCF,XDF->XBCD", experts.activation(gate_XBCF) * up_XBCF, experts.down_XDF)
     y_BLD = jnp.einsum("BLXC,XBCD->BLD", bring_BLXC, y_XBCD)
-    return y_BLD.reshape(-1, y_BLD.shape[-1]), jnp.sum(chosen_BLKX) - jnp.sum(
-        kept_BLKC * jnp.any(chosen_BLKX, -1, keepdims=True)
-    )
+    return y_BLD.reshape(-1, y_BLD.shape[-1]), slots.dropped()
 
 
 DISPATCH = {"dense": dense, "grouped": grouped, "capacity": capacity}
+
+
+def way_of(execution: Execution) -> str:
+    """The name in DISPATCH of how tokens reach experts in this execution."""
+    default = "capacity" if execution.target == "neuron" else "grouped"
+    return default if execution.dispatch == "auto" else execution.dispatch
+
+
+def dispatch_of(execution: Execution) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """How tokens reach gated MLPs in this execution."""
+    name = way_of(execution)
+    return grouped_on_gpu if name == "grouped" and execution.target == "gpu" else DISPATCH[name]
 
 
 class MoEShell(nn.Module):
@@ -162,19 +190,21 @@ class MoEShell(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BLD: jax.Array, context: Context, cache: Mapping[str, jax.Array] | None
+        self,
+        x_BLD: jax.Array,
+        context: Context,
+        cache: Mapping[str, jax.Array] | None,
+        routed_BLD: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
-        s = self.spec
+        """routed_BLD: what the router reads, where that is not what the experts do."""
+        s, read_BLD = self.spec, x_BLD if routed_BLD is None else routed_BLD
         sizes = {"D": x_BLD.shape[-1], "X": s.experts, "F": s.ffn}
         w = partial(weight, self, sizes=sizes, execution=self.execution)
-        routing = attach(self, s.router.shell(s.experts), "router")(x_BLD.reshape(-1, x_BLD.shape[-1]))
+        routing = attach(self, s.router.shell(s.experts), "router")(read_BLD.reshape(-1, x_BLD.shape[-1]))
         gate_XFD, up_XFD = w("w_gate_XFD", inputs="D"), w("w_up_XFD", inputs="D")
         experts = Experts(gate_XFD, up_XFD, w("w_down_XDF", inputs="F"), ACTIVATIONS[s.activation])
-        default = "capacity" if self.execution.target == "neuron" else "grouped"
-        name = default if self.execution.dispatch == "auto" else self.execution.dispatch
-        dispatch = grouped_on_gpu if name == "grouped" and self.execution.target == "gpu" else DISPATCH[name]
         real_BL = context.real_BL()
-        y_TD, dropped = dispatch(x_BLD, real_BL, routing, experts, self.execution.capacity)
+        y_TD, dropped = dispatch_of(self.execution)(x_BLD, real_BL, routing, experts, self.execution.capacity)
         y_BLD = y_TD.reshape(x_BLD.shape)
         if s.shared is not None:
             y_BLD = y_BLD + attach(self, s.shared.shell(self.execution), "shared")(x_BLD, context, None)[0]

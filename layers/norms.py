@@ -71,10 +71,12 @@ class QKNorm:
     """A norm on queries and keys.
 
     over: "head" (each head on its own, scale shared by all) or "width" (all heads as one vector).
+    after_rope: what rope has rotated is normalised (Hunyuan, Llama 4), not what it will rotate.
     """
 
     norm: Norm = RMSNorm()
     over: str = "head"
+    after_rope: bool = False
 
     def __post_init__(self) -> None:
         require(self, self.over in ("head", "width"), "over", "it takes head or width")

@@ -92,6 +92,23 @@ class Yarn:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Proportional:
+    """The highest `share` of the frequencies divided by factor, the lower ones nothing, so that those pairs stand
+    still: p-RoPE (Barbero et al. 2024, section 6).
+    """
+
+    share: float
+    factor: float = 1.0
+
+    def stretch(self, frequencies: Frequencies, theta: float) -> Frequencies:
+        turning = np.arange(len(frequencies)) < int(self.share * 2 * len(frequencies) // 2)
+        return np.where(turning, frequencies / self.factor, 0.0)
+
+    def amplitude(self) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rope:
     """Rotate the first `dim` dimensions of each head (partial rope: fewer than there are).
 
@@ -100,7 +117,7 @@ class Rope:
 
     dim: int
     theta: float = 10_000.0
-    scaling: Linear | Llama3 | Yarn | None = None
+    scaling: Linear | Llama3 | Yarn | Proportional | None = None
     interleaved: bool = False
 
     def __post_init__(self) -> None:

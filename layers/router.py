@@ -70,7 +70,11 @@ class Routing(NamedTuple):
 
 def route(x_TD: jax.Array, w_DX: jax.Array, bias_X: jax.Array | None, spec: Router) -> Routing:
     """Scores, chooses and weighs in float32."""
-    logits_TX = jnp.dot(x_TD.astype(jnp.float32), w_DX.astype(jnp.float32))
+    return choose(jnp.dot(x_TD.astype(jnp.float32), w_DX.astype(jnp.float32)), bias_X, spec)
+
+
+def choose(logits_TX: jax.Array, bias_X: jax.Array | None, spec: Router) -> Routing:
+    """`route` from float32 logits on."""
     scores_TX = jax.nn.softmax(logits_TX, axis=-1) if spec.score == "softmax" else jax.nn.sigmoid(logits_TX)
     choice_TX = scores_TX if bias_X is None else scores_TX + jax.lax.stop_gradient(bias_X.astype(jnp.float32))
     if spec.groups is not None:

@@ -34,6 +34,9 @@ class Context(NamedTuple):
     tokens_BL: int32, the token ids.
     slots_L: int32, a token's place in the row: its index, or in a cache the slot it will be written to.
     pad_B: int32, how many leading slots of a row are padding; None without a cache.
+    lent: by name, what earlier layers handed to later ones: a layer hands on what is under "lent" in its new entries,
+    and names it in its spec's `lends`.
+    own_BLP: what a model with per-layer inputs gives to this layer of its tokens (per_layer.py), or None.
     """
 
     positions_BL: jax.Array
@@ -41,6 +44,8 @@ class Context(NamedTuple):
     tokens_BL: jax.Array
     slots_L: jax.Array
     pad_B: jax.Array | None
+    lent: Any = None
+    own_BLP: jax.Array | None = None
 
     def real_BL(self) -> jax.Array:
         """bool [batch, length]: the tokens that are not padding."""

@@ -34,6 +34,11 @@ class Rules:
     q_rank: MeshAxes = None
     kv_rank: MeshAxes = None
     latent_dim: MeshAxes = None
+    pair: MeshAxes = None
+    taps: MeshAxes = None
+    per_layer: MeshAxes = None
+    streams: MeshAxes = None
+    mixes: MeshAxes = None
     ffn: MeshAxes = "tensor"
     experts: MeshAxes = "expert"
     routes: MeshAxes = None

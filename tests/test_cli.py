@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -52,6 +54,31 @@ def test_list_sorts_and_filters_and_fits_a_pipe(capsys: Output) -> None:
     assert main(["list", "--family", "olmo2", "--sort", "parameters"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(" olmo2")]
     assert [line.split()[0] for line in lines] == ["olmo2-nano", "olmo2-1b", "olmo2-7b", "olmo2-13b", "olmo2-32b"]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "holds"),
+    [
+        (["attention~mla", "parameters>1T"], lambda row: row["attention"] == "MLA" and row["parameters"] > 1e12),
+        (["router~sigmoid"], lambda row: "sigmoid" in row["router"]),
+        (["norm=inner post", "layers<40"], lambda row: row["norm"] == "inner post" and row["layers"] < 40),
+        (["cache_bytes_per_token<10k"], lambda row: row["cache_bytes_per_token"] < 10_000),
+    ],
+)
+def test_list_keeps_what_meets_every_condition(
+    capsys: Output, conditions: list[str], holds: Callable[[dict[str, Any]], bool]
+) -> None:
+    everything = told(capsys, "list")
+    found = told(capsys, "list", *(word for condition in conditions for word in ("--where", condition)))
+    assert found == [row for row in everything if holds(row)]
+    assert 0 < len(found) < len(everything)
+
+
+def test_show_writes_a_picture(capsys: Output, tmp_path: Path) -> None:
+    assert main(["show", "gemma3-1b", "--svg", str(tmp_path / "blocks.svg")]) == 0
+    root = ElementTree.parse(tmp_path / "blocks.svg").getroot()
+    words = ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"MQA window 512", "MQA", "layers 24-25", "embedding of 262,144 tokens · 33.94"} <= set(words)
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "gemma3-27b", "qwen3-30b-a3b"])
@@ -129,6 +156,9 @@ def test_training_goes_on_from_an_exported_model(capsys: Output, exported: Path,
         (("show", "deepseek-v3", "--set", "depth"), "PATH=VALUE"),
         (("show", "deepseek-v3", "--set", "attention=5"), "layer specs"),
         (("list", "--sort", "size"), "columns: name"),
+        (("list", "--where", "size<3"), "columns: name"),
+        (("list", "--where", "name<3"), "a column of numbers"),
+        (("list", "--where", "parameters<some"), "as in parameters<7B"),
         (("train",), "which model"),
         (("train", "--resume", "nowhere"), "no checkpoint to resume from"),
         (("train", "qwen3-nano", "--data", "no/such/folder"), "no/such/folder"),

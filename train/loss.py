@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from ..layers.decoder import Decoder, Spec, capped
 from ..layers.execution import Execution
+from ..layers.mtp import ahead, reaches
 from ..layers.router import balance_loss
 from ..layers.spec import require
 
@@ -37,12 +38,15 @@ class Losses:
     z: logsumexp(logits)^2 of the vocabulary, a mean over targets. The others are means over tokens, summed over layers:
     router_z: logsumexp(logits)^2 of the router.  balance: the balance loss over the whole step; 1 a layer when even.
     sequence_balance: the balance loss within each row.
+    mtp: the cross entropy of multi-token prediction, a mean over its modules, each over all targets (DeepSeek-V3, 2024,
+    eqs. 24-25), and the losses of their routers; without it they are not computed.
     """
 
     z: float = 0.0
     router_z: float = 0.0
     balance: float = 0.0
     sequence_balance: float = 0.0
+    mtp: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -53,14 +57,15 @@ def default_losses(spec: Spec) -> Losses:
     """What the field uses for the routers of this model, if it has any.
 
     Selection biases: only DeepSeek-V3's 1e-4 within sequences (2024, section 4.2). Others: 1e-2 for balance and 1e-3
-    for the router's z-loss, as OLMoE (2024, section 2).
+    for the router's z-loss, as OLMoE (2024, section 2). Multi-token prediction: 0.3, as DeepSeek-V3 began.
     """
+    mtp = 0.0 if spec.mtp is None else 0.3
     routers = [layer.mlp.router for layer in spec.layers if hasattr(layer.mlp, "router")]
     if not routers:
-        return Losses()
+        return Losses(mtp=mtp)
     if all(router.bias for router in routers):
-        return Losses(sequence_balance=1e-4)
-    return Losses(balance=1e-2, router_z=1e-3)
+        return Losses(sequence_balance=1e-4, mtp=mtp)
+    return Losses(balance=1e-2, router_z=1e-3, mtp=mtp)
 
 
 # --- the loss of a batch ---------------------------------------------------------------------------------------------
@@ -81,18 +86,53 @@ def measure(batch: Batch) -> Whole:
     return Whole(jnp.sum(batch["weights"]), jnp.sum(batch["segment_ids"] > 0, dtype=jnp.float32))
 
 
+class Sums(NamedTuple):
+    """Of a batch, float32: its nats, the statistics of its routers, and the nats of multi-token prediction (the mean
+    over its modules), None without.
+    """
+
+    nats: jax.Array
+    statistics: dict[str, Any]
+    mtp: jax.Array | None = None
+
+
 def loss_and_aux(
     params: Any, batch: Batch, whole: Whole, *, spec: Spec, execution: Execution, losses: Losses
-) -> tuple[jax.Array, tuple[jax.Array, dict[str, Any]]]:
-    """(this batch's share of the step's total loss, (the sum of its nats, the statistics of its routers)).
-
-    All are sums over tokens: those of the batches of a step add up. float32.
-    """
-    hidden_BLD, aux = forward(params, batch, spec, execution)
+) -> tuple[jax.Array, Sums]:
+    """(this batch's share of the step's total loss, its sums). All add up over the batches of a step."""
+    hidden_BLD, predicted, aux = forward_all(params, batch, spec, execution, losses)
     total, nats = token_loss(params, hidden_BLD, batch, spec, losses.z)
     statistics = routers(aux)
+    mtp: jax.Array | None = None
+    if predicted:
+        later = [token_loss(params, h_BLD, further(batch, k), spec) for k, h_BLD in enumerate(predicted, start=1)]
+        total += losses.mtp * jnp.mean(jnp.stack([loss for loss, _ in later]))
+        mtp = jnp.mean(jnp.stack([nats for _, nats in later]))
     total = total / jnp.maximum(whole.weight, 1e-8) + router_loss(statistics, whole, losses)
-    return total, (nats, statistics)
+    return total, Sums(nats, statistics, mtp)
+
+
+def predicts(spec: Spec, losses: Losses) -> bool:
+    """Whether multi-token prediction is trained."""
+    return spec.mtp is not None and losses.mtp > 0
+
+
+def forward_all(
+    params: Any, batch: Batch, spec: Spec, execution: Execution, losses: Losses
+) -> tuple[jax.Array, tuple[jax.Array, ...], Any]:
+    """`forward`, with the hidden states of what predicts further tokens where that is trained."""
+    hidden_BLD, aux = forward(params, batch, spec, execution)
+    if not predicts(spec, losses):
+        return hidden_BLD, (), aux
+    model, given = Decoder(spec, execution), (batch["tokens"], hidden_BLD, batch["segment_ids"])
+    predicted, more = model.apply({"params": params}, *given, method="predict")
+    return hidden_BLD, predicted, {**aux, **more}
+
+
+def further(batch: Batch, places: int) -> dict[str, jax.Array]:
+    """The targets so many places on, and their weights: none where that is another document."""
+    weights_BL = jnp.where(reaches(batch["segment_ids"], places), ahead(batch["weights"], places), 0)
+    return {"targets": ahead(batch["targets"], places), "weights": weights_BL}
 
 
 def forward(params: Any, batch: Batch, spec: Spec, execution: Execution) -> tuple[jax.Array, Any]:
@@ -108,7 +148,14 @@ def token_loss(
     """`cross_entropy` of a batch with the model's own head."""
     head = params["embed_VD" if spec.tied else "head_DV"]
     return cross_entropy(
-        hidden_BLD, head, batch["targets"], batch["weights"], tied=spec.tied, softcap=spec.logit_softcap, z=z
+        hidden_BLD,
+        head,
+        batch["targets"],
+        batch["weights"],
+        tied=spec.tied,
+        scale=spec.logit_scale,
+        softcap=spec.logit_softcap,
+        z=z,
     )
 
 
@@ -143,6 +190,7 @@ LOGITS = 2**24
 
 class _Head(NamedTuple):
     tied: bool
+    scale: float
     softcap: float | None
     z: float
 
@@ -154,6 +202,7 @@ def cross_entropy(
     weights: jax.Array,
     *,
     tied: bool,
+    scale: float = 1.0,
     softcap: float | None = None,
     z: float = 0.0,
     chunk: int | None = None,
@@ -162,8 +211,9 @@ def cross_entropy(
 
     hidden: [..., width], in the dtype to multiply in.  head: [width, vocab], or if tied the embedding [vocab, width];
     its gradient is summed in float32.  targets: int [...].  weights: float [...], taken as constants.
-    softcap: logits become softcap * tanh(logits / softcap).  chunk: how many tokens have logits at a time; None for as
-    many as make these LOGITS numbers, or 8 times as large as hidden. The first result has a gradient, the second none.
+    scale: multiplies the logits.  softcap: they then become softcap * tanh(logits / softcap).  chunk: how many tokens
+    have logits at a time; None for as many as make these LOGITS numbers, or 8 times as large as hidden. The first
+    result has a gradient, the second none.
     """
     width, vocab = head.shape[::-1] if tied else head.shape
     hidden_TD = hidden.reshape(-1, width)
@@ -172,7 +222,7 @@ def cross_entropy(
     chunks = -(-tokens // max(1, chunk))
     into = partial(_strided, chunks=max(1, min(chunks, tokens)))
     total, nats = _summed(
-        into(hidden_TD), head, into(targets.reshape(-1)), into(weights.reshape(-1)), _Head(tied, softcap, z)
+        into(hidden_TD), head, into(targets.reshape(-1)), into(weights.reshape(-1)), _Head(tied, scale, softcap, z)
     )
     return total, jax.lax.stop_gradient(nats)
 
@@ -204,7 +254,7 @@ class _Chunk(NamedTuple):
 
 def _evaluate(x_CD: jax.Array, w: jax.Array, targets_C: jax.Array, weights_C: jax.Array, head: _Head) -> _Chunk:
     logits_CV = jax.lax.dot_general(x_CD, w, _sums(1, 1 if head.tied else 0), preferred_element_type=jnp.float32)
-    logits_CV = capped(logits_CV, head.softcap)
+    logits_CV = capped(logits_CV * head.scale, head.softcap)
     most_C1 = jnp.max(logits_CV, axis=-1, keepdims=True)
     e_CV = jnp.exp(logits_CV - most_C1)  # the one exponential, for the loss and for its gradient
     total_C1 = jnp.sum(e_CV, axis=-1, keepdims=True)
@@ -250,7 +300,7 @@ def _forward(
         d_CV = at.e * (weights_C1 * (1 + 2 * head.z * at.lse) / at.total) - jnp.where(at.hit, weights_C1, 0)
         if head.softcap is not None:
             d_CV *= 1 - jnp.square(at.logits / head.softcap)
-        d_CV = d_CV.astype(x_CD.dtype)
+        d_CV = (d_CV * head.scale).astype(x_CD.dtype)
         dx_CD = jax.lax.dot_general(d_CV, cast, _sums(1, 0 if head.tied else 1))
         left, right = (d_CV, x_CD) if head.tied else (x_CD, d_CV)
         dw += jax.lax.dot_general(left, right, _sums(0, 0), preferred_element_type=jnp.float32)

@@ -25,7 +25,7 @@ from ..layers.decoder import Decoder, Spec
 from ..layers.execution import Execution
 from ..layers.router import balance_loss, load_metrics
 from ..sharding.rules import Rules
-from .loss import Batch, Losses, forward, loss_and_aux, measure, routers, token_loss
+from .loss import Batch, Losses, Sums, forward, forward_all, loss_and_aux, measure, routers, token_loss
 from .optimizer import SELECTION_BIAS, Optimizer, learning_rate, make_optimizer
 
 Metrics = dict[str, jax.Array]
@@ -67,38 +67,40 @@ def make_step(
     metrics, float32 scalars: loss (nats a target), total (with what `losses` adds), grad_norm (before clipping),
     learning_rate, tokens (the batch's sum of weights), and where there are routers, means over their layers:
     load_entropy, max_violation, mean_violation (layers/router.py), dropped (fraction of the choices), and the losses
-    router_z, balance and sequence_balance without coefficients.
+    router_z, balance and sequence_balance without coefficients; and where multi-token prediction is trained, mtp (its
+    nats a target).
     Raises ValueError, when traced, for a batch that does not divide into the parts.
     """
     transform = make_optimizer(optimizer, spec)
     gradient = make_gradient(spec, execution, losses, accumulate)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        (total, (nats, statistics)), gradients = gradient(state.params, batch)
+        (total, sums), gradients = gradient(state.params, batch)
         whole = measure(batch)
         updates, opt_state = transform.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        params = balance_biases(params, {path: held["load_X"] for path, held in statistics.items()}, bias_rate)
+        params = balance_biases(params, {path: held["load_X"] for path, held in sums.statistics.items()}, bias_rate)
         metrics = {
-            "loss": nats / jnp.maximum(whole.weight, 1e-8),
+            "loss": sums.nats / jnp.maximum(whole.weight, 1e-8),
             "total": total,
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": learning_rate(optimizer, state.step),
             "tokens": whole.weight,
         }
-        return State(params, opt_state, state.step + 1), metrics | router_metrics(statistics, whole.tokens)
+        metrics |= {} if sums.mtp is None else {"mtp": sums.mtp / jnp.maximum(whole.weight, 1e-8)}
+        return State(params, opt_state, state.step + 1), metrics | router_metrics(sums.statistics, whole.tokens)
 
     return step
 
 
 def make_gradient(
     spec: Spec, execution: Execution, losses: Losses, accumulate: int = 1
-) -> Callable[[Any, Batch], tuple[tuple[jax.Array, tuple[jax.Array, dict[str, Any]]], Any]]:
-    """gradient(params, batch) -> ((total loss, (sum of nats, statistics of the routers)), gradients). Pure."""
+) -> Callable[[Any, Batch], tuple[tuple[jax.Array, Sums], Any]]:
+    """gradient(params, batch) -> ((total loss, sums over tokens), gradients). Pure."""
     of_part = jax.value_and_grad(partial(loss_and_aux, spec=spec, execution=execution, losses=losses), has_aux=True)
 
     def loads(params: Any, batch: Batch) -> dict[str, jax.Array]:
-        _, aux = forward(params, batch, spec, execution)
+        *_, aux = forward_all(params, batch, spec, execution, losses)
         return {path: held["load_X"] for path, held in routers(aux).items()}
 
     def gradient(params: Any, batch: Batch) -> Any:
@@ -163,7 +165,7 @@ def router_metrics(statistics: Mapping[str, Any], tokens: jax.Array) -> Metrics:
     tokens = jnp.maximum(tokens, 1)
     sums: Metrics = {}
     for held in statistics.values():
-        repeats = held["z"].shape[0]
+        repeats = held["z"].size
         means = {
             **load_metrics(held["load_X"]),
             "dropped": jnp.mean(held["dropped"] / jnp.maximum(jnp.sum(held["load_X"], axis=-1), 1)),
@@ -172,7 +174,7 @@ def router_metrics(statistics: Mapping[str, Any], tokens: jax.Array) -> Metrics:
             "sequence_balance": jnp.mean(held["sequence"]) / tokens,
         }
         sums = {name: sums.get(name, 0) + repeats * mean for name, mean in means.items()}
-    layers = sum(held["z"].shape[0] for held in statistics.values())
+    layers = sum(held["z"].size for held in statistics.values())
     return {name: value / layers for name, value in sums.items()}
 
 

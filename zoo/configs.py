@@ -109,7 +109,7 @@ def _write(family: Family, spec: Spec, dialect: int | None) -> dict[str, Any]:
         return {**original, **head}
     try:
         out = {**head, **family.write(spec, dialect)}
-    except (AttributeError, KeyError, StopIteration, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError) as error:
         raise ValueError(f"a {family.name} has no such layer ({error})") from None
     difference = _difference(family, out, spec)
     if difference:
@@ -132,6 +132,8 @@ def _difference(family: Family, config: Mapping[str, Any], spec: Spec) -> str:
         read = _read(family, config)
     except ValueError as error:
         return str(error)
+    if spec.mtp is None:  # a config may count modules that a checkpoint has not: it is read as this spec all the same
+        read = read.replace(mtp=None)
     if (read.layers, read.replace(attention=spec.attention, mlp=spec.mlp, block=spec.block)) == (spec.layers, spec):
         return ""
     ours, theirs = _by_depth(spec), _by_depth(read)

@@ -9,26 +9,52 @@ from ..layers.decoder import Spec
 from ..layers.latent import LatentAttention
 from ..layers.mlp import GatedMLP
 from ..layers.moe import MoE
+from ..layers.mtp import MTP
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope, Yarn
 from ..layers.router import Groups, Router
-from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets
-from .fields import Fields, read_common, read_rope, write_common, write_rope
+from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, PREDICTION, Family, presets
+from .fields import Fields, read_common, read_prediction, read_rope, write_common, write_rope
 from .weights import rows
 
 
 def read(c: Fields) -> Spec:
     c.only("hidden_act", "silu")
+    c.only("moe_layer_freq", 1)
+    norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
+    moe = read_experts(c)
+    dense = (GatedMLP(ffn=c.int("intermediate_size")),) * c.int("first_k_dense_replace", 3)
+    return Spec(
+        **read_common(c),
+        attention=read_latent(c),
+        mlp=(*dense, moe, ...) if dense else moe,
+        block=pre_norm(norm),
+        final_norm=norm,
+        mtp=read_prediction(c),
+    )
+
+
+def read_latent(c: Fields) -> LatentAttention:
     c.only("attention_bias", False)
     c.only("attention_dropout", 0.0)
-    c.only("scoring_func", "sigmoid")
-    c.only("topk_method", "noaux_tc")
-    c.only("moe_layer_freq", 1)
     heads, rope_dim, nope_dim = c.int("num_attention_heads"), c.int("qk_rope_head_dim"), c.int("qk_nope_head_dim")
     c.only("num_key_value_heads", heads)
     c.only("head_dim", rope_dim)
     c.only("qk_head_dim", rope_dim + nope_dim)
-    norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
+    return LatentAttention(
+        heads=heads,
+        nope_dim=nope_dim,
+        value_dim=c.int("v_head_dim"),
+        kv_rank=c.int("kv_lora_rank"),
+        q_rank=c.int("q_lora_rank", None),
+        rope=read_rope(c, rope_dim, interleaved=c.bool("rope_interleave", True)),
+    )
+
+
+def read_experts(c: Fields) -> MoE:
+    """The experts behind a sigmoid router with a bias."""
+    c.only("scoring_func", "sigmoid")
+    c.only("topk_method", "noaux_tc")
     ffn, shared, count = (
         c.int("moe_intermediate_size"),
         c.int("n_shared_experts", 1, least=1),
@@ -43,30 +69,29 @@ def read(c: Fields) -> Spec:
         scale=c.float("routed_scaling_factor", 2.5),
     )
     c.taken.add("topk_group")
-    moe = MoE(experts=c.int("n_routed_experts"), ffn=ffn, router=router, shared=GatedMLP(ffn=ffn * shared))
-    dense = (GatedMLP(ffn=c.int("intermediate_size")),) * c.int("first_k_dense_replace", 3)
-    return Spec(
-        **read_common(c),
-        attention=LatentAttention(
-            heads=heads,
-            nope_dim=nope_dim,
-            value_dim=c.int("v_head_dim"),
-            kv_rank=c.int("kv_lora_rank"),
-            q_rank=c.int("q_lora_rank", None),
-            rope=read_rope(c, rope_dim, interleaved=c.bool("rope_interleave", True)),
-        ),
-        mlp=(*dense, moe, ...) if dense else moe,
-        block=pre_norm(norm),
-        final_norm=norm,
-    )
+    return MoE(experts=c.int("n_routed_experts"), ffn=ffn, router=router, shared=GatedMLP(ffn=ffn * shared))
 
 
 def write(spec: Spec, dialect: int) -> dict[str, Any]:
-    attention, mlps = spec.attention[0], [layer.mlp for layer in spec.layers]
+    mlps = [layer.mlp for layer in spec.layers]
     dense = [mlp for mlp in mlps if isinstance(mlp, GatedMLP)]
     moe = next(mlp for mlp in [*mlps, *spec.mlp] if isinstance(mlp, MoE))
-    groups = moe.router.groups or Groups(count=1, kept=1)
     return write_common(spec) | {
+        **write_latent(spec.attention[0], dialect),
+        "intermediate_size": dense[0].ffn if dense else 18432,
+        "first_k_dense_replace": len(dense),
+        "moe_layer_freq": 1,
+        "num_nextn_predict_layers": spec.mtp.depth if spec.mtp else 0,
+        **write_experts(moe),
+        "scoring_func": moe.router.score,
+        "topk_method": "noaux_tc",
+        "hidden_act": "silu",
+        "rms_norm_eps": spec.final_norm.eps,
+    }
+
+
+def write_latent(attention: LatentAttention, dialect: int) -> dict[str, Any]:
+    return {
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.heads,
         "qk_nope_head_dim": attention.nope_dim,
@@ -78,9 +103,12 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         **write_rope(attention.rope, dialect),
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "intermediate_size": dense[0].ffn if dense else 18432,
-        "first_k_dense_replace": len(dense),
-        "moe_layer_freq": 1,
+    }
+
+
+def write_experts(moe: MoE) -> dict[str, Any]:
+    groups = moe.router.groups or Groups(count=1, kept=1)
+    return {
         "moe_intermediate_size": moe.ffn,
         "n_routed_experts": moe.experts,
         "n_shared_experts": moe.shared.ffn // moe.ffn if moe.shared else 0,
@@ -89,10 +117,6 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "topk_group": groups.kept,
         "norm_topk_prob": moe.router.renormalise,
         "routed_scaling_factor": moe.router.scale,
-        "scoring_func": moe.router.score,
-        "topk_method": "noaux_tc",
-        "hidden_act": "silu",
-        "rms_norm_eps": spec.final_norm.eps,
     }
 
 
@@ -143,6 +167,7 @@ def latent(heads: int, theta: float, yarn: Yarn) -> LatentAttention:
 
 YARN = Yarn(factor=40.0, original_length=4096, mscale=1.0, mscale_all_dim=1.0)
 V3 = model(latent(128, 1e4, YARN), 3, 18432, experts(256, 8, 2048, Groups(count=8, kept=4), 2.5), width=7168, depth=61)
+V3 = V3.replace(mtp=MTP())
 K2_YARN = Yarn(factor=32.0, original_length=4096, fast=1.0, mscale=1.0, mscale_all_dim=1.0)
 K2 = model(latent(64, 5e4, K2_YARN), 1, 18432, experts(384, 8, 2048, None, 2.827), width=7168, depth=61)
 NANO = model(
@@ -160,7 +185,7 @@ FAMILY = Family(
     aliases=("kimi_k2",),
     read=read,
     write=write,
-    weights=EMBEDDINGS + PRE_NORMS + LATENT + MLP + EXPERTS + SHARED,
+    weights=EMBEDDINGS + PRE_NORMS + LATENT + MLP + EXPERTS + SHARED + PREDICTION,
     fused=FUSED_EXPERTS,
     presets=presets(
         "deepseek_v3",

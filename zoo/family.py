@@ -1,6 +1,6 @@
 """What a page of the zoo says of a family, and the rows of weights that most families share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,14 @@ def presets(family: str, specs: Mapping[str, Spec]) -> dict[str, Spec]:
     return {name: spec.replace(hf=Origin(family=family)) for name, spec in specs.items()}
 
 
+def tailed(layers: Sequence[Any]) -> tuple[Any, ...]:
+    """These layers as a pattern over depth that repeats its last entry, as short as it can be."""
+    end = len(layers)
+    while end > 1 and layers[end - 2] == layers[-1]:
+        end -= 1
+    return (*layers[:end], ...)
+
+
 EMBEDDINGS = rows(
     ("model.embed_tokens.weight", "V D", "embed_VD"),
     ("model.norm.weight", "D", "final_norm/scale_D"),
@@ -69,6 +77,11 @@ HEAD_NORMS = rows(
     ("model.layers.{l}.self_attn.k_norm.weight", "E", "attention/k_norm/scale_E"),
 )
 
+WIDTH_NORMS = rows(
+    ("model.layers.{l}.self_attn.q_norm.weight", "(K G E)", "attention/q_norm/scale_KGE"),
+    ("model.layers.{l}.self_attn.k_norm.weight", "(K E)", "attention/k_norm/scale_KE"),
+)
+
 MLP = rows(
     ("model.layers.{l}.mlp.gate_proj.weight", "F D", "mlp/w_gate_DF"),
     ("model.layers.{l}.mlp.up_proj.weight", "F D", "mlp/w_up_DF"),
@@ -88,6 +101,26 @@ EXPERTS = rows(
 FUSED_EXPERTS = rows(
     ("model.layers.{l}.mlp.experts.gate_up_proj", "X [F F] D", "mlp/w_gate_XFD", "mlp/w_up_XFD"),
     ("model.layers.{l}.mlp.experts.down_proj", "X D F", "mlp/w_down_XDF"),
+)
+
+POST_NORMS = rows(
+    ("model.layers.{l}.post_attention_layernorm.weight", "D", "attention_after/scale_D"),
+    ("model.layers.{l}.post_feedforward_layernorm.weight", "D", "mlp_after/scale_D"),
+)
+
+PREDICTION = rows(
+    ("model.layers.{l}.enorm.weight", "D", "norm_token/scale_D"),
+    ("model.layers.{l}.hnorm.weight", "D", "norm_hidden/scale_D"),
+    ("model.layers.{l}.eh_proj.weight", "D I", "w_ID"),
+    ("model.layers.{l}.shared_head.norm.weight", "D", "final_norm/scale_D"),
+)
+"""Multi-token prediction; a module's layer has the names of any other."""
+
+SANDWICH_NORMS = rows(
+    ("model.layers.{l}.input_layernorm.weight", "D", "attention_before/scale_D"),
+    ("model.layers.{l}.post_attention_layernorm.weight", "D", "attention_after/scale_D"),
+    ("model.layers.{l}.pre_feedforward_layernorm.weight", "D", "mlp_before/scale_D"),
+    ("model.layers.{l}.post_feedforward_layernorm.weight", "D", "mlp_after/scale_D"),
 )
 
 PRE_NORMS = rows(

@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields
 from functools import partial
 from typing import Any
 
+from ..layers.mtp import MTP
 from ..layers.rope import Linear, Llama3, Rope, Yarn
 
 Config = Mapping[str, Any]
@@ -141,6 +142,13 @@ def read_common(c: Fields, tied: bool = False) -> dict[str, Any]:
     }
 
 
+def read_prediction(c: Fields) -> MTP | None:
+    """The modules of multi-token prediction that a config counts, in transformers 4's spelling or 5's."""
+    count = c.int("num_nextn_predict_layers", c.int("num_mtp_layers", 0))
+    c.only("num_mtp_layers", count)
+    return MTP(depth=count) if count else None
+
+
 def write_common(spec: Any) -> dict[str, Any]:
     eos = spec.eos_ids
     return {
@@ -153,6 +161,27 @@ def write_common(spec: Any) -> dict[str, Any]:
         "eos_token_id": list(eos) if len(eos) > 1 else eos[0] if eos else None,
         "pad_token_id": spec.pad_id,
     }
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+
+
+def layer_windows(c: Fields, window: int | None, local: Callable[[int], bool]) -> list[int | None]:
+    """The window of each layer, None for one that sees all: as `layer_types` says, else where `local` of its depth."""
+    depth = c.int("num_hidden_layers")
+    kinds = c.list("layer_types", [LOCAL if local(i) else GLOBAL for i in range(depth)])
+    known = all(kind in (LOCAL, GLOBAL) for kind in kinds)
+    if len(kinds) != depth or not known or (LOCAL in kinds and window is None):
+        raise ValueError(
+            f"config field 'layer_types' does not fit {depth} layers with sliding_window {window}: {kinds!r:.80}"
+        )
+    return [window if kind == LOCAL else None for kind in kinds]
+
+
+def layer_types(spec: Any) -> list[str]:
+    return [LOCAL if layer.attention.window else GLOBAL for layer in spec.layers]
 
 
 # --- rope ------------------------------------------------------------------------------------------------------------
@@ -185,29 +214,47 @@ SCALINGS: dict[str, tuple[type, dict[str, str]]] = {
 """rope_type -> the scaling's class, and its fields -> their names in Hugging Face's configs."""
 
 
-def read_rope(c: Fields, dim: int, *, interleaved: bool = False) -> Rope:
-    """The rope of a config that has one for all layers, in either dialect."""
+def read_rope(c: Fields, dim: int, *, interleaved: bool = False, share: float | None = None) -> Rope:
+    """The rope of a config that has one for all layers, in either dialect.
+
+    share: how much of a head of `dim` dimensions is rotated where `partial_rotary_factor` does not say; None for
+    families that rotate all of it."""
     spellings = [c.nested("rope_parameters"), c.nested("rope_scaling")]
-    return rope_of(
-        spellings, dim, c.int("max_position_embeddings"), c.float("rope_theta", 10_000.0), interleaved=interleaved
-    )
+    theta, share = c.float("rope_theta", 10_000.0), None if share is None else c.float("partial_rotary_factor", share)
+    return rope_of(spellings, dim, c.int("max_position_embeddings"), theta, interleaved=interleaved, share=share)
 
 
-def rope_of(spellings: Sequence[Fields], dim: int, max_length: int, theta: float, *, interleaved: bool = False) -> Rope:
-    """The Rope that these configs describe, of which some or all may be empty.
+def rope_of(
+    spellings: Sequence[Fields],
+    dim: int,
+    max_length: int,
+    theta: float,
+    *,
+    interleaved: bool = False,
+    share: float | None = None,
+) -> Rope:
+    """The Rope that these configs describe, of which some or all may be empty; `share` as for `read_rope`.
 
     Raises ValueError where two disagree, or for a field that the rope_type does not take."""
-    found = {p.within[:-1]: _scaled(p, dim, max_length, theta, interleaved) for p in spellings if p.config}
+
+    def rotated(p: Fields) -> int:
+        if share is None:
+            p.only("partial_rotary_factor", 1.0)
+            return dim
+        return int(dim * p.float("partial_rotary_factor", share))
+
+    found = {p.within[:-1]: _scaled(p, rotated(p), max_length, theta, interleaved) for p in spellings if p.config}
     if len(set(found.values())) > 1:
         raise ValueError(f"config fields {' and '.join(map(repr, found))} describe different ropes; keep one")
-    return next(iter(found.values()), Rope(dim=dim, theta=theta, interleaved=interleaved))
+    if found:
+        return next(iter(found.values()))
+    return Rope(dim=rotated(Fields({})), theta=theta, interleaved=interleaved)
 
 
 def _scaled(p: Fields, dim: int, max_length: int, theta: float, interleaved: bool) -> Rope:
     kind = p.choice("type", "default", ("default", *SCALINGS))
     kind = p.choice("rope_type", kind, ("default", *SCALINGS))
     theta, scaling = p.float("rope_theta", theta), None
-    p.only("partial_rotary_factor", 1.0)
     if kind != "default":
         cls, names = SCALINGS[kind]
         defaults = {f.name: _REQUIRED if f.default is MISSING else f.default for f in fields(cls)}
@@ -219,12 +266,14 @@ def _scaled(p: Fields, dim: int, max_length: int, theta: float, interleaved: boo
     return Rope(dim=dim, theta=theta, scaling=scaling, interleaved=interleaved)
 
 
-def write_rope(rope: Rope, dialect: int) -> dict[str, Any]:
-    """The config fields of a rope that holds for all layers."""
+def write_rope(rope: Rope, dialect: int, head_dim: int | None = None) -> dict[str, Any]:
+    """The config fields of a rope that holds for all layers; head_dim: of families that may rotate a part of it."""
+    share = {} if head_dim is None else {"partial_rotary_factor": rope.dim / head_dim}
     if dialect >= 5:
-        return {"rope_parameters": rope_parameters(rope)}
+        return {"rope_parameters": rope_parameters(rope) | share}
     scaling = rope_parameters(rope)
-    return {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": None if rope.scaling is None else scaling}
+    theta = scaling.pop("rope_theta")
+    return {"rope_theta": theta, "rope_scaling": None if rope.scaling is None else scaling, **share}
 
 
 def rope_parameters(rope: Rope) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from ..layers.mlp import GatedMLP
 from ..layers.norms import QKNorm, RMSNorm
 from ..layers.pattern import expand
 from ..layers.rope import Linear, Rope
-from .family import ATTENTION, EMBEDDINGS, HEAD_NORMS, MLP, Family, Wrapper, presets
+from .family import ATTENTION, EMBEDDINGS, HEAD_NORMS, MLP, SANDWICH_NORMS, Family, Wrapper, presets
 from .fields import Fields, read_common, rope_of, rope_parameters, write_common
-from .weights import rows
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "silu": "silu"}
@@ -75,7 +74,7 @@ def read(c: Fields) -> Spec:
     )
 
 
-def shortest(layers: tuple[Attention, ...]) -> tuple[Attention, ...]:
+def shortest(layers: tuple[Any, ...]) -> tuple[Any, ...]:
     """The shortest pattern whose repetition gives these layers."""
     return next(layers[:n] for n in range(1, len(layers) + 1) if expand(layers[:n], len(layers)) == layers)
 
@@ -117,7 +116,7 @@ def size(
     width: int, ffn: int, depth: int, heads: int, kv_heads: int, head_dim: int, window: int, scalar: int, factor: float
 ) -> Spec:
     norm = RMSNorm(eps=1e-6, zero_centred=True)
-    common = {
+    common: dict[str, Any] = {
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,
@@ -151,16 +150,7 @@ FAMILY = Family(
     architecture="Gemma3ForCausalLM",
     read=read,
     write=write,
-    weights=EMBEDDINGS
-    + ATTENTION
-    + HEAD_NORMS
-    + MLP
-    + rows(
-        ("model.layers.{l}.input_layernorm.weight", "D", "attention_before/scale_D"),
-        ("model.layers.{l}.post_attention_layernorm.weight", "D", "attention_after/scale_D"),
-        ("model.layers.{l}.pre_feedforward_layernorm.weight", "D", "mlp_before/scale_D"),
-        ("model.layers.{l}.post_feedforward_layernorm.weight", "D", "mlp_after/scale_D"),
-    ),
+    weights=EMBEDDINGS + ATTENTION + HEAD_NORMS + MLP + SANDWICH_NORMS,
     inert=frozenset({"_sliding_window_pattern"}),  # transformers 4 wrote it beside layer_types and never read it
     wrapper=Wrapper(
         model_type="gemma3",

@@ -31,7 +31,7 @@ from .family import Family
 from .registry import FAMILIES
 from .tensors import Checkpoint, Target, aligned, dequantize_blocks, open_checkpoint, read_into
 from .tensors import Entry as Place
-from .weights import Entry, and_more, entries, parse
+from .weights import Entry, and_more, copies, entries, parse
 
 INERT_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Buffers in older checkpoints that follow from the config."""
@@ -68,6 +68,7 @@ def load_hf(
     assert spec.hf is not None
     checkpoint, family = open_checkpoint(directory), FAMILIES[spec.hf.family]
     names = _names(checkpoint, family, tuple(ignore), text_only)
+    spec = _without_absent_predictor(spec, family, names, checkpoint.root)
     plan = _plan(spec, family, names)
     quantization = read_config(directory)[0].get("quantization_config")
     source = _Source(checkpoint, names, _block(quantization, checkpoint.root))
@@ -194,6 +195,23 @@ def _names(checkpoint: Checkpoint, family: Family, ignore: tuple[str, ...], text
     return found
 
 
+def _without_absent_predictor(spec: Spec, family: Family, names: Iterable[str], root: Path) -> Spec:
+    """The spec without multi-token prediction if the checkpoint has no tensor of it, as those that transformers saves;
+    their configs still count its modules.
+    """
+    alone = spec.replace(mtp=None)
+    if spec.mtp is None:
+        return spec
+    of_it = entries(spec, family.weights).keys() - entries(alone, family.weights).keys() | copies(spec).keys()
+    if of_it & set(names):
+        return spec
+    warnings.warn(
+        f"{root}: no tensors of multi-token prediction, of which the config counts {spec.mtp.depth}; read without it",
+        stacklevel=3,
+    )
+    return alone
+
+
 def _plan(spec: Spec, family: Family, names: Iterable[str]) -> dict[str, Entry]:
     """The tensors to read: the published row set, or transformers 5's fused one where its names are there."""
     present, published = set(names), entries(spec, family.weights)
@@ -215,12 +233,19 @@ def _check(source: _Source, plan: Mapping[str, Entry], spec: Spec) -> None:
     extra = [name for name in names if name not in plan]
     if spec.tied and "lm_head.weight" in extra:
         extra.remove("lm_head.weight")
-        embedding, head = source.read("model.embed_tokens.weight"), source.read("lm_head.weight")
-        if embedding.shape != head.shape or embedding.tobytes() != head.tobytes():
+        if not _same(source.read("model.embed_tokens.weight"), source.read("lm_head.weight")):
             raise ValueError(
                 f"{source.where('lm_head.weight')} differs from the embedding, but the config ties them "
                 "(tie_word_embeddings); if it is the true head, set that to false"
             )
+    for name, of in copies(spec).items():
+        if name in extra:
+            extra.remove(name)
+            if not _same(source.read(name), source.read(of)):
+                raise ValueError(
+                    f"{source.where(name)} differs from {of!r}, which multi-token prediction shares with the model; "
+                    f"to leave it out pass ignore=({name!r},)"
+                )
     if extra:
         layer = re.match(r"model\.layers\.(\d+)\.", extra[0])
         beyond = layer is not None and int(layer.group(1)) >= spec.depth
@@ -236,6 +261,14 @@ def _check(source: _Source, plan: Mapping[str, Entry], spec: Spec) -> None:
         if source.dtype(name) not in FLOATS:
             expected = ", ".join(map(str, FLOATS))
             raise ValueError(f"{source.where(name)} has type {source.dtype(name)}; expected one of {expected}")
+
+
+def _same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    """Whether two tensors are equal bit for bit; a block at a time, for they may be large."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    x, y = (tensor.reshape(-1).view(np.uint8) for tensor in (a, b))
+    return all(np.array_equal(x[i : i + 2**24], y[i : i + 2**24]) for i in range(0, x.size, 2**24))
 
 
 def _dtypes(source: _Source, plan: Mapping[str, Entry]) -> dict[Path_, np.dtype[Any]]:
@@ -331,8 +364,9 @@ def save_hf(
         "generation_config.json": json.dumps({"_from_model_config": True, **tokens}, indent=2) + "\n",
         **_tokenizer_files(tokenizer),
     }
-    tensors = [_lazy(entry, flat) for entry in entries(spec, family.weights).values()]
-    write_checkpoint(directory, tensors, max_shard_bytes=max_shard_bytes, files=files)
+    tensors = {name: _lazy(entry, flat) for name, entry in entries(spec, family.weights).items()}
+    tensors |= {name: replace(tensors[of], name=name) for name, of in copies(spec).items()}
+    write_checkpoint(directory, list(tensors.values()), max_shard_bytes=max_shard_bytes, files=files)
 
 
 def _lazy(entry: Entry, flat: Mapping[Path_, jax.Array]) -> LazyTensor:

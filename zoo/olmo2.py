@@ -10,7 +10,7 @@ from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import QKNorm, RMSNorm
 from ..layers.rope import Rope
-from .family import ATTENTION, EMBEDDINGS, MLP, Family, presets
+from .family import ATTENTION, EMBEDDINGS, MLP, WIDTH_NORMS, Family, presets
 from .fields import Fields, read_common, read_rope, write_common, write_rope
 from .weights import rows
 
@@ -82,10 +82,9 @@ FAMILY = Family(
     write=write,
     weights=EMBEDDINGS
     + ATTENTION
+    + WIDTH_NORMS
     + MLP
     + rows(
-        ("model.layers.{l}.self_attn.q_norm.weight", "(K G E)", "attention/q_norm/scale_KGE"),
-        ("model.layers.{l}.self_attn.k_norm.weight", "(K E)", "attention/k_norm/scale_KE"),
         ("model.layers.{l}.post_attention_layernorm.weight", "D", "attention_after/scale_D"),
         ("model.layers.{l}.post_feedforward_layernorm.weight", "D", "mlp_after/scale_D"),
     ),

@@ -13,9 +13,7 @@ from ..layers.norms import QKNorm, RMSNorm
 from ..layers.rope import Rope
 from ..layers.router import Router
 from .family import ATTENTION, EMBEDDINGS, EXPERTS, FUSED_EXPERTS, HEAD_NORMS, MLP, PRE_NORMS, Family, presets
-from .fields import Fields, read_common, read_rope, write_common, write_rope
-
-LOCAL, GLOBAL = "sliding_attention", "full_attention"
+from .fields import Fields, layer_types, layer_windows, read_common, read_rope, write_common, write_rope
 
 
 def read_attention(c: Fields, norm: RMSNorm, window: int | None) -> Attention:
@@ -53,16 +51,7 @@ def read(c: Fields) -> Spec:
     c.only("hidden_act", "silu")
     c.only("attention_dropout", 0.0)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
-    depth, first = c.int("num_hidden_layers"), c.int("max_window_layers", 28)
-    window = c.int("sliding_window", 4096) if c.bool("use_sliding_window", False) else None
-    c.taken.add("sliding_window")
-    kinds = c.list("layer_types", [LOCAL if window and i >= first else GLOBAL for i in range(depth)])
-    known = all(kind in (LOCAL, GLOBAL) for kind in kinds)
-    if len(kinds) != depth or not known or (LOCAL in kinds and window is None):
-        raise ValueError(
-            f"config field 'layer_types' does not fit {depth} layers with sliding_window {window}: {kinds!r:.80}"
-        )
-    attention = tuple(read_attention(c, norm, window if kind == LOCAL else None) for kind in kinds)
+    attention = tuple(read_attention(c, norm, window) for window in read_windows(c))
     return Spec(
         **read_common(c),
         attention=attention if len(set(attention)) > 1 else attention[0],
@@ -72,20 +61,32 @@ def read(c: Fields) -> Spec:
     )
 
 
+def read_windows(c: Fields) -> list[int | None]:
+    """The window of each layer, None for a layer that sees all."""
+    first = c.int("max_window_layers", 28)
+    window = c.int("sliding_window", 4096) if c.bool("use_sliding_window", False) else None
+    c.taken.add("sliding_window")
+    return layer_windows(c, window, lambda i: window is not None and i >= first)
+
+
 def write(spec: Spec, dialect: int) -> dict[str, Any]:
-    windows = [layer.attention.window for layer in spec.layers]
-    window = next((w for w in windows if w), None)
     return (
         write_common(spec)
         | write_attention(spec, dialect)
-        | {
-            "intermediate_size": spec.mlp[0].ffn,
-            "use_sliding_window": window is not None,
-            "sliding_window": window,
-            "max_window_layers": next((i for i, w in enumerate(windows) if w), spec.depth),
-            **({} if window is None else {"layer_types": [LOCAL if w else GLOBAL for w in windows]}),
-        }
+        | write_windows(spec)
+        | {"intermediate_size": spec.mlp[0].ffn}
     )
+
+
+def write_windows(spec: Spec) -> dict[str, Any]:
+    windows = [layer.attention.window for layer in spec.layers]
+    window = next((w for w in windows if w), None)
+    return {
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "max_window_layers": next((i for i, w in enumerate(windows) if w), spec.depth),
+        **({} if window is None else {"layer_types": layer_types(spec)}),
+    }
 
 
 def size(width: int, ffn: int, depth: int, heads: int, kv_heads: int, head_dim: int = 128, tied: bool = False) -> Spec:

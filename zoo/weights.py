@@ -4,8 +4,8 @@
 
 The layout spells the tensor's dimensions in the letters of the parameter's name: brackets ( ) merge axes into one
 dimension, and [ ] concatenates what belongs to several parameters, as in DeepSeek's "(H [N V]) C" -> wk_CHN, wv_CHV
-or a fused "[(K G E) (K E) (K E)] D". {l} and {e} count layers and experts, which are stacked axes of the parameters.
-A row holds in the layers that have its parameters."""
+or a fused "[(K G E) (K E) (K E)] D"; parts of no axes take turns, as in gpt-oss's "(F [() ()])". {l} and {e} count
+layers and experts, which are stacked axes of the parameters. A row holds in the layers that have its parameters."""
 
 import math
 import re
@@ -138,20 +138,34 @@ def entries(spec: Spec, weight_map: Iterable[Row]) -> dict[str, Entry]:
     return found
 
 
+def copies(spec: Spec) -> dict[str, str]:
+    """Tensors that a checkpoint holds twice -> those that they repeat: each module of multi-token prediction has the
+    model's embedding and head again.
+    """
+    embedding = "model.embed_tokens.weight"
+    of_a_module = {"embed_tokens": embedding, "shared_head.head": embedding if spec.tied else "lm_head.weight"}
+    depths = range(spec.depth, spec.depth + (spec.mtp.depth if spec.mtp else 0))
+    return {f"model.layers.{i}.{name}.weight": of for i in depths for name, of in of_a_module.items()}
+
+
 def and_more(names: Sequence[str]) -> str:
     """How many names follow the first one, for a message that gives only that."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 def _layers(spec: Spec) -> list[tuple[tuple[str, ...], tuple[int, ...], int]]:
-    """(path of the layer in the tree, its index in the stack, its depth), in order of depth."""
+    """(path of the layer in the tree, its index in the stack, its depth), in order of depth; modules of multi-token
+    prediction, and the layers in them, come after the last one.
+    """
     places = [
         ((f"run_{r}", f"layer_{p}"), (i,), run.depth_of(p, i))
         for r, run in enumerate(spec.runs)
         for p in range(len(run.period))
         for i in range(run.repeats)
     ]
-    return sorted(places, key=lambda place: place[2])
+    modules = range(spec.mtp.depth if spec.mtp else 0)
+    predicting = [((f"mtp_{k}", *of), (), spec.depth + k) for k in modules for of in ((), ("layer",))]
+    return [*sorted(places, key=lambda place: place[2]), *predicting]
 
 
 def _part(path: tuple[str, ...], index: tuple[int, ...], shape: tuple[int, ...]) -> Part:

@@ -75,6 +75,7 @@ SPECS = {
         final_norm=RMSNorm(zero_centred=True),
         tied=True,
         embedding_scale=4.0,
+        logit_scale=0.5,
         logit_softcap=10.0,
     ),
     "latent": Spec(vocab=40, width=16, depth=2, attention=LATENT, mlp=MOE, block=pre_norm(RMSNorm())),

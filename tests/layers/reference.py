@@ -90,8 +90,18 @@ def seen(length: int, window: int | None = None, segments_BL: Array | None = Non
     return mask[None] if segments_BL is None else mask & (segments_BL[:, :, None] == segments_BL[:, None, :])
 
 
-def attend(q_BLHE: Array, k_BMKE: Array, v_BMKU: Array, seen_BLM: Array, scale: float, softcap: float | None) -> Array:
-    """[B, L, H, U]: query head h reads key-value head h // (H / K), one head and one query at a time."""
+def attend(
+    q_BLHE: Array,
+    k_BMKE: Array,
+    v_BMKU: Array,
+    seen_BLM: Array,
+    scale: float,
+    softcap: float | None,
+    sinks_H: Array | None = None,
+) -> Array:
+    """[B, L, H, U]: query head h reads key-value head h // (H / K), one head and one query at a time; a sink is a key
+    whose value is nothing.
+    """
     batch, length, heads = q_BLHE.shape[:3]
     group = heads // k_BMKE.shape[2]
     out = np.zeros((batch, length, heads, v_BMKU.shape[-1]))
@@ -101,22 +111,36 @@ def attend(q_BLHE: Array, k_BMKE: Array, v_BMKU: Array, seen_BLM: Array, scale: 
             for t in range(length):
                 scores = k_BMKE[b, mask[t], h // group] @ q_BLHE[b, t, h] * scale
                 scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
-                out[b, t, h] = softmax(scores) @ v_BMKU[b, mask[t], h // group]
+                scores = scores if sinks_H is None else np.append(scores, sinks_H[h])
+                out[b, t, h] = softmax(scores)[: mask[t].sum()] @ v_BMKU[b, mask[t], h // group]
     return out
 
 
 def attention(spec: Attention, p: Params, x_BLD: Array, positions_BL: Array, segments_BL: Array | None = None) -> Array:
     q = np.einsum("bld,dkge->blkge", x_BLD, f64(p["wq_DKGE"])) + (f64(p["bq_KGE"]) if "q" in spec.bias else 0)
     k = np.einsum("bld,dke->blke", x_BLD, f64(p["wk_DKE"])) + (f64(p["bk_KE"]) if "k" in spec.bias else 0)
-    v = np.einsum("bld,dke->blke", x_BLD, f64(p["wv_DKE"])) + (f64(p["bv_KE"]) if "v" in spec.bias else 0)
-    if spec.qk_norm is not None:
+    u, values = ("E", 1.0) if spec.values is None else ("U", spec.values.scale)
+    v = np.einsum("bld,dke->blke", x_BLD, f64(p[f"wv_DK{u}"])) + (f64(p[f"bv_K{u}"]) if "v" in spec.bias else 0)
+    if spec.qk_norm is not None and not spec.qk_norm.after_rope:
         q, k = (norm(spec.qk_norm.norm, p.get(f"{n}_norm", {}), y) for n, y in (("q", q), ("k", k)))
     if spec.rope is not None:
         q, k = rotate(q, positions_BL, spec.rope), rotate(k, positions_BL, spec.rope)
+    if spec.qk_norm is not None and spec.qk_norm.after_rope:
+        q, k = (norm(spec.qk_norm.norm, p.get(f"{n}_norm", {}), y) for n, y in (("q", q), ("k", k)))
     q = q.reshape(*x_BLD.shape[:2], spec.heads, spec.head_dim)
+    if (t := spec.temperature) is not None:
+        q = q * (1 + t.strength * np.log(1 + (positions_BL + t.first) // t.length))[:, :, None, None]
     mask = seen(x_BLD.shape[1], spec.window, segments_BL)
-    out = attend(q, k, v, mask, spec.head_dim**-0.5 if spec.scale is None else spec.scale, spec.softcap)
-    wo = f64(p["wo_KGED"]).reshape(spec.heads, spec.head_dim, -1)
+    if spec.chunked:
+        chunk_BL = positions_BL // spec.window
+        mask = mask & (chunk_BL[:, :, None] == chunk_BL[:, None, :])
+    sinks = f64(p["sinks_KG"]).ravel() if spec.sinks else None
+    scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
+    out = attend(q, k, v * values, mask, scale, spec.softcap, sinks)
+    if spec.gate:
+        gate = np.einsum("bld,dkgu->blkgu", x_BLD, f64(p[f"wg_DKG{u}"]))
+        out = out / (1 + np.exp(-gate.reshape(out.shape)))
+    wo = f64(p[f"wo_KG{u}D"]).reshape(spec.heads, v.shape[-1], -1)
     return np.einsum("blhe,hed->bld", out, wo) + (f64(p["bo_D"]) if "o" in spec.bias else 0)
 
 
@@ -229,9 +253,9 @@ def decoder(spec: Spec, params: Params, tokens_BL: Array, segments_BL: Array | N
                     y = norm(block.before, p.get(f"{name}_before", {}), x)
                     y = layer(part, p[name], y, positions, segments_BL)
                     y = norm(block.after, p.get(f"{name}_after", {}), y)
-                    x = norm(block.outer, p.get(f"{name}_outer", {}), x + y)
+                    x = norm(block.outer, p.get(f"{name}_outer", {}), x + y * block.scale)
     x = norm(spec.final_norm, params.get("final_norm", {}), x)
-    logits = x @ (f64(params["embed_VD"]).T if spec.tied else f64(params["head_DV"]))
+    logits = x @ (f64(params["embed_VD"]).T if spec.tied else f64(params["head_DV"])) * spec.logit_scale
     return logits if spec.logit_softcap is None else spec.logit_softcap * np.tanh(logits / spec.logit_softcap)
 
 

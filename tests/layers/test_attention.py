@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from archzoo.layers import attention as module
-from archzoo.layers.attention import Attention, Keys, attend, mean_keys
+from archzoo.layers.attention import Attention, Keys, Values, attend, mean_keys
 from archzoo.layers.execution import Execution
 from archzoo.layers.norms import L2Norm, LayerNorm, QKNorm, RMSNorm
 from archzoo.layers.rope import Rope
 from archzoo.layers.spec import Context
+from archzoo.layers.temperature import Temperature
 
 from . import reference
 from .conftest import GRADIENT, LAYER, close, largest, normal
@@ -142,29 +143,30 @@ CUTS = {"causal_blocks": {"LEAST_BLOCK": 2}, "query_blocks": {"LEAST_BLOCK": 2, 
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("window", [None, 3, 9], ids="window_{}".format)
-@pytest.mark.parametrize("softcap", [None, 1.5], ids="softcap_{}".format)
+@pytest.mark.parametrize(("softcap", "sinks"), [(None, False), (1.5, False), (None, True)])
 @pytest.mark.parametrize("segmented", [False, True], ids=["row", "packed"])
 def test_gradients_in_blocks_equal_those_of_the_whole(
-    monkeypatch: pytest.MonkeyPatch, cut: str, window: int | None, softcap: float | None, segmented: bool
+    monkeypatch: pytest.MonkeyPatch, cut: str, window: int | None, softcap: float | None, sinks: bool, segmented: bool
 ) -> None:
-    q, k, v = inputs(2, 17, 2, 2)
+    q, k, v, sinks_KG = *inputs(2, 17, 2, 2), normal(8, 2, 2) if sinks else None
     weight = normal(7, 2, 17, 2, 2, U)
     segments = documents(2, 17) if segmented else None
     slots = jnp.broadcast_to(jnp.arange(17, dtype=jnp.int32), (2, 17))
 
     def whole(qkv: Any) -> Any:
-        q, k, v = qkv
+        q, k, v, s = qkv
         queries, keys = module.Queries(q, slots, segments), Keys(k, v, slots, segments)
-        return jnp.sum(module._over_parts(queries, [keys], module.Rule(0.5, window, softcap)) * weight)
+        return jnp.sum(module._over_parts(queries, [keys], module.Rule(0.5, window, softcap), s) * weight)
 
     def in_blocks(qkv: Any) -> Any:
-        q, k, v = qkv
-        keys = [Keys(k, v, slots[:1], segments)]
-        return jnp.sum(attend(q, keys, slots[0], segments, scale=0.5, window=window, softcap=softcap) * weight)
+        q, k, v, s = qkv
+        keys, fields = [Keys(k, v, slots[:1], segments)], {"window": window, "softcap": softcap, "sinks_KG": s}
+        return jnp.sum(attend(q, keys, slots[0], segments, scale=0.5, **fields) * weight)
 
     for name, size in CUTS[cut].items():
         monkeypatch.setattr(module, name, size)
-    close(jax.jit(jax.grad(in_blocks))((q, k, v)), jax.jit(jax.grad(whole))((q, k, v)), GRADIENT)
+    of = q, k, v, sinks_KG
+    close(jax.jit(jax.grad(in_blocks))(of), jax.jit(jax.grad(whole))(of), GRADIENT)
 
 
 def test_a_query_that_sees_nothing_gives_no_gradient() -> None:
@@ -255,8 +257,17 @@ LAYERS = {
     "qk_norm_of_width": Attention(
         heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), qk_norm=QKNorm(norm=RMSNorm(eps=1e-5), over="width")
     ),
+    "qk_norm_after_rope": Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), qk_norm=QKNorm(after_rope=True)),
     "qk_layer_norm": Attention(heads=4, kv_heads=2, head_dim=8, qk_norm=QKNorm(norm=LayerNorm())),
     "qk_l2_norm": Attention(heads=4, kv_heads=2, head_dim=8, qk_norm=QKNorm(norm=L2Norm())),
+    "gate": Attention(heads=4, kv_heads=2, head_dim=8, gate=True),
+    "narrow_scaled_values": Attention(
+        heads=4, kv_heads=2, head_dim=8, values=Values(dim=6, scale=0.7), bias="qkv", gate=True
+    ),
+    "sinks": Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), sinks=True),
+    "sinks_in_windows": Attention(heads=4, kv_heads=2, head_dim=8, window=3, sinks=True),
+    "chunks": Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), window=3, chunked=True),
+    "temperature": Attention(heads=4, kv_heads=2, head_dim=8, temperature=Temperature(length=3, strength=2.0, first=1)),
     "gemma2_local": Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), window=3, scale=0.2, softcap=2.0),
 }
 
@@ -296,6 +307,11 @@ def test_without_rope_positions_do_not_matter() -> None:
 
 
 # --- the spec --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [3, 4, 9, 12])
+def test_mean_keys_of_chunks_counts_each_chunk(length: int) -> None:
+    assert mean_keys(length, 4, chunked=True) == pytest.approx(sum(t % 4 + 1 for t in range(length)) / length)
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 9, 20])

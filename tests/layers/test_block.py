@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from archzoo.layers.block import Residual, inner_post_norm, post_norm, pre_norm, sandwich_norm
+from archzoo.layers.block import Parallel, Residual, inner_post_norm, post_norm, pre_norm, sandwich_norm
 from archzoo.layers.execution import Execution
 from archzoo.layers.norms import LayerNorm, RMSNorm
 
@@ -44,6 +44,7 @@ PLACEMENTS = {
     "sandwich": (sandwich_norm(NORM), {"before", "after"}),
     "inner_post": (inner_post_norm(NORM), {"after"}),
     "none": (Residual(), set()),
+    "scaled": (pre_norm(NORM, scale=0.25), {"before"}),
     "all_different": (
         Residual(before=LayerNorm(), after=NORM, outer=RMSNorm(zero_centred=True)),
         {"before", "after", "outer"},
@@ -64,8 +65,20 @@ def test_a_placement_equals_its_formula(name: str) -> None:
     for part, layer in (("attention", ATTENTION), ("mlp", MLP)):
         before, after, outer = (p.get(f"{part}_{place}", {}) for place in ("before", "after", "outer"))
         f = layer.times * reference.norm(spec.before, before, y) + layer.plus
-        y = reference.norm(spec.outer, outer, y + reference.norm(spec.after, after, f))
+        y = reference.norm(spec.outer, outer, y + spec.scale * reference.norm(spec.after, after, f))
     close(jax.jit(lambda p, x: shell.apply({"params": p}, x, None, None)[0])(p, x), y, LAYER)
+
+
+@pytest.mark.parametrize("before", [None, LayerNorm(bias=False)], ids=["plain", "normalised"])
+def test_the_parts_of_a_parallel_block_see_the_same_input(before: LayerNorm | None) -> None:
+    shell, x = Parallel(before=before).shell(Execution(), ATTENTION, MLP), normal(0, 2, 3, 8)
+    p = {"before": {"scale_D": normal(1, 8)}} if before else {}
+    y = reference.norm(before, p.get("before", {}), x.astype(np.float64))
+    expected = x + (ATTENTION.times * y + ATTENTION.plus) + (MLP.times * y + MLP.plus)
+    found, entries, aux = shell.apply({"params": p}, x, None, {part: {"total": 1.0} for part in ("attention", "mlp")})
+    close(found, expected, LAYER)
+    close(entries["mlp"]["total"], 1 + y.sum(), LAYER)
+    assert aux == {"attention": {"times": 3.0}, "mlp": {"times": -2.0}}
 
 
 def test_each_part_gets_its_own_cache_and_returns_its_own_statistics() -> None:

@@ -211,6 +211,16 @@ def test_a_tied_model_has_one_table_and_reads_it_twice() -> None:
     close(unembed(TINY, untied, hidden, Execution()), logits, MODEL)
 
 
+def test_logits_are_scaled_before_the_softcap() -> None:
+    params, hidden = params_of(TINY), 100 * normal(0, 2, 8)
+    plain, scaled, both = (
+        np.asarray(unembed(TINY.replace(changes), params, hidden, Execution()), np.float64)
+        for changes in ({}, {"logit_scale": 0.25}, {"logit_scale": 0.25, "logit_softcap": 5.0})
+    )
+    close(scaled, plain / 4, MODEL)
+    close(both, 5 * np.tanh(plain / 20), MODEL)
+
+
 def test_the_softcap_bounds_logits_and_keeps_their_order() -> None:
     params = params_of(TINY)
     hidden = 100 * normal(0, 2, 8)

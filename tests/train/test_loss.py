@@ -27,8 +27,8 @@ TARGETS = RNG.integers(0, VOCAB, TOKENS).astype(np.int32)
 WEIGHTS = np.where(np.arange(TOKENS) % 4 == 3, 0, RNG.uniform(0.5, 2, TOKENS)).astype(np.float32)
 
 
-def naive(hidden: Any, head: Any, *, tied: bool, softcap: float | None, z: float) -> jax.Array:
-    logits = jnp.matmul(hidden, head.T if tied else head, precision="highest")
+def naive(hidden: Any, head: Any, *, tied: bool, softcap: float | None, z: float, scale: float = 1.0) -> jax.Array:
+    logits = jnp.matmul(hidden, head.T if tied else head, precision="highest") * scale
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -38,11 +38,19 @@ def naive(hidden: Any, head: Any, *, tied: bool, softcap: float | None, z: float
 
 @pytest.mark.parametrize("chunk", [3, 100])
 @pytest.mark.parametrize(
-    ("tied", "softcap", "z"), [(False, None, 0.0), (True, None, 0.1), (False, 2.0, 0.1), (True, 2.0, 0.0)]
+    ("tied", "softcap", "z", "scale"),
+    [
+        (False, None, 0.0, 1.0),
+        (True, None, 0.1, 0.25),
+        (False, 2.0, 0.1, 3.0),
+        (True, 2.0, 0.0, 1.0),
+    ],
 )
-def test_value_and_gradients_are_those_of_full_logits(chunk: int, tied: bool, softcap: float | None, z: float) -> None:
+def test_value_and_gradients_are_those_of_full_logits(
+    chunk: int, tied: bool, softcap: float | None, z: float, scale: float
+) -> None:
     head = HEAD.T if tied else HEAD
-    settings = {"tied": tied, "softcap": softcap, "z": z}
+    settings = {"tied": tied, "softcap": softcap, "z": z, "scale": scale}
     chunked = jax.jit(
         jax.value_and_grad(
             lambda h, w: 3 * cross_entropy(h, w, TARGETS, WEIGHTS, chunk=chunk, **settings)[0], argnums=(0, 1)

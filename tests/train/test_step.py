@@ -1,5 +1,6 @@
 """A step in parts is the step on the whole; it learns, balances loads by selection biases, and reports what it did."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,11 +13,12 @@ from archzoo.layers.block import pre_norm
 from archzoo.layers.decoder import Decoder, Spec, param_shapes
 from archzoo.layers.execution import Execution
 from archzoo.layers.moe import MoE
+from archzoo.layers.mtp import MTP
 from archzoo.layers.norms import RMSNorm
 from archzoo.layers.rope import Rope
 from archzoo.layers.router import Router
 from archzoo.sharding.rules import Rules, make_mesh
-from archzoo.train.loss import Losses
+from archzoo.train.loss import Losses, default_losses
 from archzoo.train.optimizer import Optimizer
 from archzoo.train.step import (
     balance_biases,
@@ -80,7 +82,7 @@ def test_parts_give_the_loss_and_gradients_of_the_whole(
     spec: Spec, params: Any, batch: dict[str, np.ndarray], whole: Any
 ) -> None:
     parts = jax.jit(make_gradient(spec, Execution(), LOSSES, accumulate=2), compiler_options=FAST)(params, batch)
-    ((total, (nats, statistics)), gradients), ((e_total, (e_nats, e_statistics)), e_gradients) = parts, whole
+    ((total, (nats, statistics, _)), gradients), ((e_total, (e_nats, e_statistics, _)), e_gradients) = parts, whole
     np.testing.assert_allclose([total, nats], [e_total, e_nats], rtol=1e-6)
     gradients, e_gradients = (jax.tree.map(np.asarray, tree) for tree in (gradients, e_gradients))
     norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(e_gradients)))
@@ -109,7 +111,7 @@ def test_the_loss_is_that_of_the_decoders_logits(
     nats = np.log(np.exp(logits).sum(axis=-1)) - chosen
     expected = np.sum(batch["weights"] * nats), np.sum(batch["weights"])
     np.testing.assert_allclose(evaluate(params, batch), expected, rtol=1e-5)
-    (_, (reported, _)), _ = whole
+    (_, (reported, *_)), _ = whole
     np.testing.assert_allclose(reported, expected[0], rtol=1e-5)
 
 
@@ -120,7 +122,7 @@ def test_a_few_steps_reduce_the_loss(trained: list[Any]) -> None:
 
 
 def test_metrics_say_what_the_step_did(trained: list[Any], batch: dict[str, np.ndarray], whole: Any) -> None:
-    (total, (nats, statistics)), _ = whole
+    (total, (nats, statistics, _)), _ = whole
     (_, first), (state, _) = trained[1], trained[-1]
     assert all(value.shape == () and value.dtype == jnp.float32 for value in first.values())
     weight, real = batch["weights"].sum(), batch["segment_ids"].sum()
@@ -137,11 +139,85 @@ def test_metrics_say_what_the_step_did(trained: list[Any], batch: dict[str, np.n
     assert state.step == 5
 
 
+# --- multi-token prediction ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def predicting(spec: Spec) -> tuple[Spec, Any, dict[str, np.ndarray]]:
+    """With two modules, and rows of two documents."""
+    spec, rng = spec.replace(mtp=MTP(depth=2)), np.random.default_rng(2)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.2, jnp.float32), param_shapes(spec))
+    segments = np.array([[1] * 5 + [2] * 3, [1] * 8, [1] * 2 + [2] * 4 + [0] * 2, [1] + [0] * 7], np.int32)
+    tokens, targets = rng.integers(0, VOCAB, (2, ROWS, LENGTH)).astype(np.int32)
+    weights = np.float32((segments > 0) * rng.uniform(0.5, 1, (ROWS, LENGTH)))
+    return spec, params, {"tokens": tokens, "targets": targets, "segment_ids": segments, "weights": weights}
+
+
+def gradients_of(spec: Spec, params: Any, batch: Any, losses: Losses, accumulate: int = 1) -> Any:
+    return jax.jit(make_gradient(spec, Execution(), losses, accumulate), compiler_options=FAST)(params, batch)
+
+
+def test_the_loss_of_multi_token_prediction_is_over_the_targets_further_on(
+    predicting: tuple[Spec, Any, dict[str, np.ndarray]],
+) -> None:
+    spec, params, batch = predicting
+    model, variables = Decoder(spec), {"params": params}
+    hidden, _ = model.apply(variables, batch["tokens"], batch["segment_ids"], method="hidden")
+    states, _ = model.apply(variables, batch["tokens"], hidden, batch["segment_ids"], method="predict")
+    expected, segments = 0.0, batch["segment_ids"]
+    for k, state in enumerate(states, start=1):
+        logits = np.asarray(state, np.float64) @ np.asarray(params["head_DV"], np.float64)
+        for row, place in np.ndindex(ROWS, LENGTH - k):
+            if segments[row, place] and segments[row, place + k] == segments[row, place]:
+                line, target = logits[row, place], batch["targets"][row, place + k]
+                expected += batch["weights"][row, place + k] * (np.log(np.exp(line).sum()) - line[target]) / 2
+    (with_it, sums), _ = gradients_of(spec, params, batch, Losses(mtp=0.3))
+    (without, _), _ = gradients_of(spec, params, batch, Losses())
+    assert sums.mtp == pytest.approx(expected, rel=1e-5)
+    assert with_it - without == pytest.approx(0.3 * expected / batch["weights"].sum(), rel=1e-4)
+
+
+def test_multi_token_prediction_in_parts_is_that_of_the_whole(
+    predicting: tuple[Spec, Any, dict[str, np.ndarray]],
+) -> None:
+    spec, params, batch = predicting
+    losses = dataclasses.replace(LOSSES, mtp=0.5)
+    (e_total, e_sums), e_gradients = gradients_of(spec, params, batch, losses)
+    (total, sums), gradients = gradients_of(spec, params, batch, losses, accumulate=2)
+    np.testing.assert_allclose([total, sums.nats, sums.mtp], [e_total, e_sums.nats, e_sums.mtp], rtol=1e-6)
+    norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(e_gradients)))
+    for g, e in zip(jax.tree.leaves(gradients), jax.tree.leaves(e_gradients), strict=True):
+        assert np.abs(g - e).max() < 1e-5 * norm
+    for k in range(2):
+        load = sums.statistics[f"mtp_{k}/layer/mlp"]["load_X"]
+        np.testing.assert_array_equal(load, e_sums.statistics[f"mtp_{k}/layer/mlp"]["load_X"])
+        assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients[f"mtp_{k}"]) if leaf.ndim > 1)
+
+
+def test_multi_token_prediction_is_trained_with_its_routers_only_where_it_has_a_weight(
+    predicting: tuple[Spec, Any, dict[str, np.ndarray]],
+) -> None:
+    spec, params, batch = predicting
+    for weight in (0.3, 0.0):
+        step = jax.jit(
+            make_step(spec, Execution(), OPTIMIZER, Losses(mtp=weight), bias_rate=0.01), compiler_options=FAST
+        )
+        state, metrics = step(start_state(spec, OPTIMIZER, params), batch)
+        assert ("mtp" in metrics) == (weight > 0)
+        if weight:
+            assert metrics["total"] == pytest.approx(float(metrics["loss"] + weight * metrics["mtp"]), rel=1e-5)
+        assert all(value.shape == () for value in metrics.values())
+        for k in range(2):
+            router = [tree[f"mtp_{k}"]["layer"]["mlp"]["router"]["bias_X"] for tree in (state.params, params)]
+            assert np.any(router[0] != router[1]) == (weight > 0)
+    assert default_losses(spec) == Losses(sequence_balance=1e-4, mtp=0.3)
+
+
 # --- the selection bias ----------------------------------------------------------------------------------------------
 
 
 def test_the_selection_bias_goes_up_where_the_load_is_below_the_mean(trained: list[Any], whole: Any) -> None:
-    (_, (_, statistics)), _ = whole
+    (_, (_, statistics, _)), _ = whole
     (before, _), (after, _) = trained[:2]
     path = "run_0/layer_0/mlp"
     assert set(statistics) == {path}

@@ -33,6 +33,16 @@ def test_a_rope_is_written_and_read_in_both_dialects(rope: Rope, dialect: int) -
     assert rope_from(**written) == rope
 
 
+@pytest.mark.parametrize("dialect", [4, 5])
+def test_a_part_of_a_head_is_rotated_in_families_that_may(dialect: int) -> None:
+    config = {"max_position_embeddings": 64, **write_rope(Rope(dim=6), dialect, head_dim=20)}
+    assert read_rope(Fields(config), 20, share=0.5) == Rope(dim=6)
+    plain = {key: value for key, value in config.items() if key == "max_position_embeddings"}
+    assert read_rope(Fields(plain), 20, share=0.5) == Rope(dim=10)
+    inside = plain | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.2}}
+    assert read_rope(Fields(inside | {"partial_rotary_factor": 0.7}), 20, share=1.0) == Rope(dim=4)
+
+
 def test_the_older_name_of_the_rope_type_is_read() -> None:
     assert rope_from(rope_scaling={"type": "linear", "factor": 4}) == Rope(dim=8, scaling=Linear(factor=4.0))
 

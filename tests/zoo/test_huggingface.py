@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from archzoo import MODELS, Spec, load_hf, save_hf, spec_from_hf, spec_to_hf
+from archzoo import FAMILIES, MODELS, Spec, load_hf, save_hf, spec_from_hf, spec_to_hf
 from archzoo.layers.accounting import leaves
 from archzoo.layers.block import pre_norm
 from archzoo.layers.norms import LayerNorm, QKNorm, RMSNorm
@@ -25,6 +25,7 @@ from archzoo.zoo.export_files import LazyTensor, write_checkpoint
 from archzoo.zoo.tensors import RUN, aligned, open_checkpoint
 
 from .cases import CASES, CONFIGS, GOLDENS, Case
+from .cases.common import YARN
 from .published import GEMMA3_4B
 
 Array = np.ndarray[Any, Any]
@@ -81,6 +82,15 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "dropout": (LLAMA, {"attention_dropout": 0.1}, "'attention_dropout' is 0.1, which is not supported"),
     "scores": (DEEPSEEK, {"scoring_func": "softmax"}, "'scoring_func' is 'softmax', which is not supported"),
     "selection": (DEEPSEEK, {"topk_method": "greedy"}, "'topk_method' is 'greedy', which is not supported"),
+    "longrope": ("phi3_gqa", {"rope_scaling": {"type": "longrope"}}, "'rope_scaling.type' is 'longrope', which is not"),
+    "yarn in phi3": ("phi3_gqa", {"rope_scaling": YARN}, "a phi3 stretches its rope by longrope only"),
+    "logits": ("granite_gqa_tied", {"logits_scaling": 0}, "'logits_scaling' is 0"),
+    "layers without rope": ("smollm3_every_fourth_tied", {"no_rope_layers": [1]}, "'no_rope_layers' must be 0 or 1"),
+    "pattern of letters": (
+        "exaone4_hybrid_gqa_llama3",
+        {"layer_types": None},
+        "'sliding_window_pattern' is 'LLLG'; it takes an integer",
+    ),
     "sparse layers": (DEEPSEEK, {"moe_layer_freq": 2}, "'moe_layer_freq' is 2, which is not supported"),
     "latent bias": (DEEPSEEK, {"attention_bias": True}, "'attention_bias' is True, which is not supported"),
     "latent kv heads": (DEEPSEEK, {"num_key_value_heads": 2}, "'num_key_value_heads' is 2, which is not supported"),
@@ -151,7 +161,7 @@ def test_an_unknown_field_may_be_ignored_and_is_not_written_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "nearest"), [("lama", "llama"), ("qwen3moe", "qwen3_moe"), ("deepseek_v2", "deepseek_v3"), (None, "llama")]
+    ("kind", "nearest"), [("lama", "llama"), ("qwen3moe", "qwen3_moe"), ("deepseek_3", "deepseek_v3"), (None, "llama")]
 )
 def test_an_unsupported_model_type_is_refused_with_the_nearest(kind: Any, nearest: str) -> None:
     message = refusal(spec_from_hf, {"model_type": kind})
@@ -472,7 +482,7 @@ def test_layers_of_multi_token_prediction_are_refused_if_there_and_may_be_ignore
         "model.layers.2.enorm.weight": np.ones(64, np.float32),
         "model.layers.2.input_layernorm.weight": np.ones(64, np.float32),
     }
-    directory = write(tmp_path / "with", config, tensors | predicting)
+    directory = write(tmp_path / "with", CONFIGS[DEEPSEEK], tensors | predicting)
     message = refusal(load_hf, directory)
     assert "'model.layers.2." in message
     assert "(and 2 more)" in message
@@ -493,6 +503,8 @@ WRITTEN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "stretched rope": ("olmo2-7b", {"attention.rope.scaling": Linear(factor=2.0)}, {"rope_theta": 500_000.0}),
     "no groups": ("deepseek-v3", {"mlp.router.groups": None}, {"n_group": 1, "topk_group": 1}),
     "no query rank": ("deepseek-v3", {"attention.q_rank": None}, {"q_lora_rank": None}),
+    "divided logits": ("granite3.0-8b", {"logit_scale": 1 / 4.9}, {"logits_scaling": 4.9}),
+    "no positions": ("smollm3-3b", {"attention.rope": None}, {"no_rope_layers": [0] * 36}),
     "multi-head": ("llama3.1-8b", {"attention.kv_heads": 32}, {"num_key_value_heads": 32}),
 }
 
@@ -586,8 +598,8 @@ def test_an_ablation_that_hugging_face_cannot_hold_is_refused_by_its_first_diffe
 
 
 def test_a_model_of_no_family_is_refused_with_all_of_them() -> None:
-    message = refusal(spec_to_hf, MODELS["llama3-nano"].replace(hf=None, **{"attention.window": 8}))
-    assert "it is none of llama, olmo2, gemma3_text, qwen3, qwen3_moe, deepseek_v3" in message
+    message = refusal(spec_to_hf, MODELS["llama3-nano"].replace(hf=None, **{"attention.softcap": 8.0}))
+    assert f"it is none of {', '.join(FAMILIES)}" in message
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,12 @@ from archzoo import MODELS, Spec, load_hf, save_hf, spec_to_hf
 from archzoo.layers.decoder import Origin
 
 from . import agreement
-from .cases import CASES, CONFIGS, GOLDENS, NEW, PROMPT, TOLERANCE, Case
+from .cases import CASES, CONFIGS, FIRST, GOLDENS, NEW, PROMPT, TOLERANCE, Case
 
 pytestmark = pytest.mark.live
+
+HELD = ("e_score_correction_bias", "layer_scalar", "act_fn.beta", "act_fn.eps")
+"""Buffers of transformers that checkpoints hold like parameters."""
 
 
 class Loaded(NamedTuple):
@@ -39,7 +42,10 @@ def reference() -> Any:
     return reference
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, id=case.name, marks=() if case in FIRST else pytest.mark.slow) for case in CASES],
+)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, reference: Any) -> Loaded:
     case: Case = request.param
     directory = tmp_path_factory.mktemp(case.name)
@@ -78,9 +84,8 @@ def test_an_export_in_either_dialect_is_the_same_model(
 def test_what_transformers_saves_is_the_same_model_and_comes_back(loaded: Loaded, tmp_path: Path, layout: str) -> None:
     loaded.model.save_pretrained(tmp_path / "theirs", save_original_format=layout == "published")
     names = set(load_file(tmp_path / "theirs" / "model.safetensors"))
-    assert any("gate_up_proj" in name for name in names) == (
-        layout == "fused" and "moe_intermediate_size" in loaded.case.config
-    )
+    fused = loaded.case.fused or (layout == "fused" and loaded.case.routed)
+    assert any(".experts.gate_up_proj" in name for name in names) == fused
     spec, params = load_hf(tmp_path / "theirs")
     assert spec == loaded.spec
     jax.tree.map(np.testing.assert_array_equal, params, loaded.params)
@@ -119,5 +124,5 @@ def test_a_preset_is_as_large_as_transformers_makes_it(reference: Any, name: str
 
     with torch.device("meta"):
         model = reference.build(spec_to_hf(MODELS[name]))
-    buffers = [buffer for path, buffer in model.named_buffers() if path.endswith("e_score_correction_bias")]
+    buffers = [buffer for path, buffer in model.named_buffers() if path.endswith(HELD)]
     assert MODELS[name].param_count() == sum(tensor.numel() for tensor in [*model.parameters(), *buffers])

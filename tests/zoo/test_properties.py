@@ -11,9 +11,8 @@ import pytest
 
 from archzoo import Decoder, Spec, init_cache, load_hf
 
-from .cases import CASES, GOLDENS, Case
+from .cases import CASES, FIRST, GOLDENS, Case
 
-FIRST = {case.family: case for case in reversed(CASES)}.values()
 LENGTH, SPLIT = 18, 7
 CLOSE = 2e-4
 """Of two ways to compute the same logits, relative to their standard deviation."""

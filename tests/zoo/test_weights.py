@@ -65,6 +65,13 @@ def test_fused_experts_are_told_apart() -> None:
     np.testing.assert_array_equal(up, tensor[:, 5:].transpose(0, 2, 1))
 
 
+def test_parts_that_take_turns_are_told_apart() -> None:
+    tensor = np.arange(4 * 5 * 10, dtype=np.float32).reshape(4, 5, 10)
+    gate, up = entry("X D (F [() ()])", tensor.shape, "XFD", "XFD").split(tensor)
+    np.testing.assert_array_equal(gate, tensor[:, :, ::2].transpose(0, 2, 1))
+    np.testing.assert_array_equal(up, tensor[:, :, 1::2].transpose(0, 2, 1))
+
+
 LAYOUTS = [
     *((f"({' '.join(order)}) D", "DKGE") for order in permutations("KGE")),
     ("D (K G E)", "KGED"),
@@ -74,6 +81,7 @@ LAYOUTS = [
     ("C ([N V] H)", "NCH", "VHC"),
     ("[(K G E) (K E) K] D", "DKGE", "EDK", "KD"),
     ("X [F F] D", "XDF", "FXD"),
+    ("X D (F [() ()])", "XFD", "FDX"),
     ("D [F (N V) X]", "FD", "DVN", "XD"),
 ]
 
@@ -114,7 +122,7 @@ def test_the_tensors_of_a_large_model_hold_as_many_numbers_as_it_has_parameters(
     spec = MODELS[name]
     assert spec.hf is not None
     found = entries(spec, FAMILIES[spec.hf.family].weights)
-    assert sum(math.prod(entry.shape) for entry in found.values()) == spec.param_count()
+    assert sum(math.prod(entry.shape) for entry in found.values()) == spec.param_count(mtp=True)
 
 
 def test_a_map_that_leaves_a_parameter_out_is_refused_by_its_name() -> None:

@@ -1,0 +1,150 @@
+"""MiMo-V2-Flash (Xiaomi 2025): five windowed layers, with sinks and twice the key heads, to one that sees all; values
+narrower than keys; rope on a third of a head; experts behind a sigmoid router with a selection bias, none shared.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from ..layers.attention import Attention, Values
+from ..layers.block import pre_norm
+from ..layers.decoder import Spec
+from ..layers.mlp import GatedMLP
+from ..layers.moe import MoE
+from ..layers.norms import RMSNorm
+from ..layers.rope import Rope
+from ..layers.router import Router
+from .deepseek_v3 import SHARED, read_experts, write_experts
+from .family import ATTENTION, EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets
+from .fields import Fields, layer_types, layer_windows, read_common, rope_of, rope_parameters, write_common
+from .gemma3 import GLOBAL, LOCAL, shortest
+from .weights import rows
+
+DENSE, SPARSE = "dense", "sparse"
+THETAS = {GLOBAL: "rope_theta", LOCAL: "swa_rope_theta"}
+NO_GROUPS = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0}
+
+
+def read(c: Fields) -> Spec:
+    heads, head_dim, depth = c.int("num_attention_heads"), c.int("head_dim", 192), c.int("num_hidden_layers")
+    c.only("hidden_act", "silu")
+    c.only("attention_dropout", 0.0)
+    both, share = c.nested("rope_parameters"), c.float("partial_rotary_factor", 0.334)
+    thetas = {GLOBAL: c.float(THETAS[GLOBAL], 5e6), LOCAL: c.float(THETAS[LOCAL], 1e4)}
+    length = c.int("max_position_embeddings")
+    ropes = {kind: rope_of([both.nested(kind)], head_dim, length, theta, share=share) for kind, theta in thetas.items()}
+    both.finish_nested("a model with a rope for each kind of layer")
+    scale = c.float("attention_value_scale", 1.0 if "attention_value_scale" in c.config else 0.707)
+
+    def attention(window: int | None) -> Attention:
+        kv_heads = c.int("num_key_value_heads")
+        return Attention(
+            heads=heads,
+            kv_heads=kv_heads if window is None else 2 * kv_heads,
+            head_dim=head_dim,
+            rope=ropes[GLOBAL if window is None else LOCAL],
+            window=window,
+            values=Values(dim=c.int("v_head_dim", 128), scale=scale),
+            sinks=window is not None,
+            bias="qkv" if c.bool("attention_bias", False) else "",
+        )
+
+    window = c.int("sliding_window", 129)
+    if c.int("sliding_window_size", None) is not None:  # of those before the query
+        window = c.int("sliding_window_size") + 1
+    windows = layer_windows(c, window, lambda i: i > 0 and (i + 1) % 6 != 0)
+    kinds = c.list("mlp_layer_types", [DENSE] + [SPARSE] * (depth - 1))
+    if len(kinds) != depth or any(kind not in (DENSE, SPARSE) for kind in kinds):
+        raise ValueError(f"config field 'mlp_layer_types' does not fit {depth} layers: {kinds!r:.80}")
+    mlps = {
+        DENSE: GatedMLP(ffn=c.int("intermediate_size")),
+        SPARSE: replace(read_experts(c.over(NO_GROUPS)), shared=None),
+    }
+    norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-5))
+    return Spec(
+        **read_common(c),
+        attention=shortest(tuple(map(attention, windows))),
+        mlp=shortest(tuple(mlps[kind] for kind in kinds)),
+        block=pre_norm(norm),
+        final_norm=norm,
+    )
+
+
+def write(spec: Spec, dialect: int) -> dict[str, Any]:
+    layers, mlps = [layer.attention for layer in spec.layers], [layer.mlp for layer in spec.layers]
+    any_layer, moe = layers[0], next((mlp for mlp in mlps if isinstance(mlp, MoE)), None)
+    ropes = {LOCAL if layer.window else GLOBAL: layer.rope for layer in layers}
+    share = any_layer.rope.dim / any_layer.head_dim
+    routed = {} if moe is None else write_experts(moe)
+    routed.pop("n_shared_experts", None)
+    return write_common(spec) | {
+        "num_attention_heads": any_layer.heads,
+        "num_key_value_heads": any_layer.kv_heads // (2 if any_layer.window else 1),
+        "head_dim": any_layer.head_dim,
+        "v_head_dim": any_layer.values.dim,
+        "attention_value_scale": any_layer.values.scale,
+        "sliding_window": next((layer.window for layer in layers if layer.window), 129),
+        "layer_types": layer_types(spec),
+        **write_ropes(ropes, share, dialect),
+        "attention_bias": bool(any_layer.bias),
+        "attention_dropout": 0.0,
+        "intermediate_size": next((mlp.ffn for mlp in mlps if isinstance(mlp, GatedMLP)), 16_384),
+        "mlp_layer_types": [SPARSE if isinstance(mlp, MoE) else DENSE for mlp in mlps],
+        **routed,
+        "hidden_act": "silu",
+        "rms_norm_eps": spec.final_norm.eps,
+    }
+
+
+def write_ropes(ropes: dict[str, Rope], share: float, dialect: int) -> dict[str, Any]:
+    part = {"partial_rotary_factor": share}
+    if dialect >= 5:
+        return {"rope_parameters": {kind: rope_parameters(rope) | part for kind, rope in ropes.items()}}
+    return {THETAS[kind]: rope.theta for kind, rope in ropes.items()} | part
+
+
+VALUES = rows(
+    ("model.layers.{l}.self_attn.v_proj.weight", "(K U) D", "attention/wv_DKU"),
+    ("model.layers.{l}.self_attn.v_proj.bias", "(K U)", "attention/bv_KU"),
+    ("model.layers.{l}.self_attn.o_proj.weight", "D (K G U)", "attention/wo_KGUD"),
+    ("model.layers.{l}.self_attn.attention_sink_bias", "(K G)", "attention/sinks_KG"),
+)
+
+Sizes = tuple[int, int, int]
+
+
+def size(width: int, ffn: int, depth: int, heads: int, kv_heads: int, dims: Sizes, window: int, moe: Sizes) -> Spec:
+    """dims: of a key, of a value, rotated.  moe: experts, choices, ffn."""
+    norm, (head_dim, value_dim, rotated), (experts, top_k, expert_ffn) = RMSNorm(eps=1e-5), dims, moe
+    router = Router(top_k=top_k, score="sigmoid", bias=True)
+    common: dict[str, Any] = {"heads": heads, "head_dim": head_dim, "values": Values(dim=value_dim, scale=0.707)}
+    everywhere = Attention(**common, kv_heads=kv_heads, rope=Rope(dim=rotated, theta=5e6))
+    local = Attention(**common, kv_heads=2 * kv_heads, rope=Rope(dim=rotated), window=window, sinks=True)
+    return Spec(
+        vocab=152_576,
+        width=width,
+        depth=depth,
+        attention=tuple(everywhere if i == 0 or (i + 1) % 6 == 0 else local for i in range(depth)),
+        mlp=(GatedMLP(ffn=ffn), MoE(experts=experts, ffn=expert_ffn, router=router), ...),
+        block=pre_norm(norm),
+        final_norm=norm,
+        max_length=131_072,
+        bos_id=1,
+    )
+
+
+# The class defaults, which are those of the published model; the nano is for laptops.
+NANO = size(128, 320, 6, 4, 1, (48, 32, 16), 65, (16, 4, 64))
+SIZES = {
+    "mimo-v2-flash": size(4096, 16_384, 48, 64, 4, (192, 128, 64), 129, (256, 8, 2048)),
+    "mimo-v2-nano": NANO.replace(vocab=257, bos_id=256, eos_ids=(256,)),
+}
+
+FAMILY = Family(
+    name="mimo_v2_flash",
+    architecture="MiMoV2FlashForCausalLM",
+    read=read,
+    write=write,
+    weights=EMBEDDINGS + PRE_NORMS + ATTENTION + VALUES + MLP + EXPERTS + SHARED,
+    fused=FUSED_EXPERTS,
+    presets=presets("mimo_v2_flash", SIZES),
+)
