@@ -145,6 +145,6 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + VALUES + MLP + EXPERTS + SHARED,
-    fused=FUSED_EXPERTS,
+    fused=FUSED_EXPERTS + rows(("model.layers.{l}.self_attn.sinks", "(K G)", "attention/sinks_KG")),
     presets=presets("mimo_v2_flash", SIZES),
 )

@@ -35,7 +35,8 @@ def read(c: Fields) -> Spec:
     c.only("mamba_hidden_act", "silu")
     c.only("mlp_hidden_act", "relu2")
     c.only("sliding_window", None)
-    if list(c.get("time_step_limit", (0.0, math.inf))) != [0.0, math.inf]:
+    unlimited = [0.0, math.inf], [0.0, {"__float__": "Infinity"}]  # the second is how transformers 5 writes it
+    if list(c.get("time_step_limit", (0.0, math.inf))) not in unlimited:
         raise ValueError(f"config field 'time_step_limit' is {c.get('time_step_limit')!r:.80}; it takes [0, Infinity]")
     mamba = Mamba2(
         heads=c.int("mamba_num_heads", 128),

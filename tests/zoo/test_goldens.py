@@ -122,6 +122,7 @@ def fuse(tensors: Mapping[str, Array]) -> dict[str, Array]:
     """
     parts = r"block_sparse_moe(\.router\.layer|\.(in|out)put_linear\.weight)?|\bw[123]\b|mlp\.moe_statics"
     tensors = {re.sub(parts, lambda m: IN_MEMORY[m[0]], name): tensor for name, tensor in tensors.items()}
+    tensors = {name.replace("attention_sink_bias", "sinks"): tensor for name, tensor in tensors.items()}
     forget = r"(?<=self_attn\.)(f_[ab]_proj|dt_bias|A_log)"
     tensors = {re.sub(forget, r"forget_gate.\1", name): tensor for name, tensor in tensors.items()}
     single = [name for name in tensors if re.search(r"\.experts\.\d", name)]

@@ -1,4 +1,4 @@
-"""What every architecture must hold, on one case of each family by default and on all of them with `-m slow`."""
+"""What every architecture must hold, on one case of each family."""
 
 import json
 from functools import partial
@@ -11,7 +11,7 @@ import pytest
 
 from archzoo import Decoder, Spec, init_cache, load_hf
 
-from .cases import CASES, FIRST, GOLDENS, Case
+from .cases import FIRST, GOLDENS, Case
 
 LENGTH, SPLIT = 18, 7
 CLOSE = 2e-4
@@ -25,7 +25,8 @@ class Model(NamedTuple):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(case, id=case.name, marks=() if case in FIRST else pytest.mark.slow) for case in CASES],
+    params=FIRST,
+    ids=lambda case: case.name,
 )
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     case: Case = request.param

@@ -7,6 +7,7 @@ from .common import COMMON, FIVE, FOUR, YARN, dense
 MINISTRAL3 = {key: value for key, value in COMMON.items() if key != "attention_bias"} | {
     "architectures": ["Ministral3ForCausalLM"],
     "model_type": "ministral3",
+    "pad_token_id": 11,
 }
 SHARPENED = YARN | {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
 

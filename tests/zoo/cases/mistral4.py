@@ -4,7 +4,7 @@ from typing import Any
 
 from .common import COMMON, FIVE, FOUR, YARN, latent, routed
 
-MISTRAL4 = COMMON | {"architectures": ["Mistral4ForCausalLM"], "model_type": "mistral4"}
+MISTRAL4 = COMMON | {"architectures": ["Mistral4ForCausalLM"], "model_type": "mistral4", "pad_token_id": 11}
 SHARPENED = YARN | {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
 
 CONFIGS: dict[str, dict[str, Any]] = {
