@@ -1,8 +1,32 @@
-"""What the whole suite shares: a tiny run, trained once, with all that a run leaves behind."""
+"""What the whole suite shares: a compiler that does not polish what runs once, and a tiny run, trained once, with all
+that a run leaves behind."""
 
+import os
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+# Nearly all of the suite's time is compilation. A newer compiler has one way to emit fusions, and no flag for it.
+_FLAGS = ["--xla_backend_optimization_level=0"]
+if metadata.version("jax") < "0.11":
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
+
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 20_000
+"""Each compiled program holds memory maps, of which Linux gives a process 65,530: then compiling is a crash."""
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled_programs() -> Iterator[None]:
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
+
 
 TINY = (
     "--set", "width=32", "--set", "depth=3", "--set", "attention.heads=2", "--set", "attention.nope_dim=8",
