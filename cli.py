@@ -1,4 +1,4 @@
-"""The command line: archzoo list, show, diff, train, generate, export, import. Each --help has an example.
+"""The command line: archzoo list, show, diff, train, check, generate, export, import. Each --help has an example.
 
 A MODEL is a preset's name, a run of `archzoo train`, a Hugging Face directory, or a spec in a JSON file. Exit codes:
 0 done, 1 failed, 2 wrong usage. The rooms, and JAX with them, are imported by the command that needs them."""
@@ -258,23 +258,34 @@ def _cast(params: Any, dtype: str | None) -> Any:
 
 
 def train(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from .layers.execution import Execution
-    from .train.loop import Interrupted, Settings, resumable
+    from .train.loop import Interrupted, Settings, placement_of, resumable
     from .train.loop import train as run
     from .train.optimizer import Optimizer
+    from .train.placement import connect, is_first
     from .train.progress import progress
 
+    target = options.target or (resumable(options.resume)[1].execution.target if options.resume else "auto")
+    if target == "neuron":
+        _on_neuron(options)
+    if options.distributed or options.coordinator or options.processes or options.process_id is not None:
+        _own_stdout()
+        connect(options.coordinator, options.processes, options.process_id)
     if options.resume:
         if options.model:
             raise ValueError("--resume takes the model and its settings from the run; leave MODEL out")
         out, (spec, settings) = options.resume, resumable(options.resume)
+        settings = settings if options.mesh is None else replace(settings, mesh=options.mesh)
+        settings = settings if options.rules is None else replace(settings, rules=options.rules)
+        settings = replace(settings, execution=replace(settings.execution, target=target))
         more: dict[str, Any] = {"resume": True}
     else:
         if not options.model:
             raise ValueError("which model? archzoo train MODEL, or archzoo train --resume RUN")
         model = _open(options.model, options)
         out, spec = options.out or os.path.join("runs", os.path.basename(os.path.normpath(model.name))), model.spec
-        more = {"params": model.load(), "tokenizer": model.text()} if model.trained else {}
         peak = 1e-4 if model.trained else 4e-3
         settings = Settings(
             optimizer=Optimizer(
@@ -290,15 +301,21 @@ def train(options: argparse.Namespace) -> None:
             batch=options.batch,
             accumulate=options.accumulate,
             seed=options.seed,
-            execution=Execution(dtype=options.dtype, remat=options.remat),
+            execution=Execution(dtype=options.dtype, target=target, remat=options.remat),
             evals=options.evals,
             saves=options.saves,
+            mesh=options.mesh or "",
+            rules=options.rules or "default",
         )
+        placement = placement_of(spec, settings) if model.trained else None
+        more = {"params": model.load(*(placement or ())), "tokenizer": model.text()} if model.trained else {}
     try:
-        with progress(settings.optimizer.steps, quiet=options.json) as report:
+        with progress(settings.optimizer.steps, quiet=options.json or not is_first()) as report:
             summary = run(spec, settings, out, report=report, **more)
     except Interrupted as stopped:
         raise ValueError(str(stopped)) from None
+    if not is_first():
+        return
     if options.json:
         print(json.dumps(summary))
         return
@@ -307,6 +324,102 @@ def train(options: argparse.Namespace) -> None:
         f"(unigram {summary['unigram_nats']:.4f} nats); {summary['tokens']:,} tokens in {summary['seconds']:.0f} s\n"
         f"{out}: summary.json, metrics.jsonl, loss.svg, checkpoints/"
     )
+
+
+def _on_neuron(options: argparse.Namespace) -> None:
+    """Readies this process for Trainium, or says what is missing, before anything else is done."""
+    from .sharding.mesh import parse_mesh
+    from .sharding.neuron import Processes, local_devices, prepare
+
+    mesh = parse_mesh(options.mesh) if options.mesh not in (None, "", "auto") else {}
+    processes = None
+    if options.processes and options.process_id is not None and options.coordinator:
+        host = options.coordinator.rpartition(":")[0]
+        processes = Processes(count=options.processes, index=options.process_id, devices=local_devices(), host=host)
+    elif options.distributed and "NEURON_PJRT_PROCESS_INDEX" not in os.environ:
+        raise ValueError(
+            "target neuron: --distributed says nothing to the Neuron runtime; "
+            "give --coordinator HOST:PORT --processes N --process-id I"
+        )
+    prepare(mesh, processes)
+
+
+def check(options: argparse.Namespace) -> None:
+    from .layers.execution import Execution
+    from .sharding.checking import PROXY
+    from .sharding.checking import check as findings_of
+    from .train.programs import on_no_devices, programs
+    from .zoo.registry import MODELS
+
+    if bool(options.models) == options.all:
+        raise ValueError("which model? archzoo check MODEL ..., or archzoo check --all for every preset")
+    execution = Execution(dtype=options.dtype, target=options.target)
+    rows, refused = [], 0
+    for name in MODELS if options.all else options.models:
+        spec = _open(name, options).spec
+        sizes = options.batch, min(options.length, spec.max_length)
+        placement = on_no_devices(spec, options.mesh, options.rules, *sizes) if options.mesh else None
+        found = {
+            program: findings_of(function, *shapes, target=options.target, mesh=placement and placement.mesh)
+            for program, (function, shapes) in programs(spec, execution, *sizes, placement).items()
+        }
+        errors = {program: sum(f.severity == "error" for f in each) for program, each in found.items()}
+        refused += sum(errors.values())
+        rows.append({"model": name, "programs": {p: [f.to_dict() for f in each] for p, each in found.items()}})
+        if not options.json:
+            told = (f"{program} {'REFUSED' if count else 'passes'}" for program, count in errors.items())
+            print(f"{name}: {', '.join(told)}")
+            for finding in dict.fromkeys(finding for each in found.values() for finding in each):
+                print(f"  {finding}")
+    if options.json:
+        print(json.dumps({"target": options.target, "mesh": options.mesh, "note": PROXY, "models": rows}, indent=1))
+    else:
+        print(f"this is {PROXY}")
+    if refused:
+        raise ValueError(f"{refused} operations would be refused by {options.target}")
+
+
+def plan(options: argparse.Namespace) -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler for GPUs needs none, and must not look for one
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from .train.estimate import decode
+    from .train.plan import REMATS, default, job_of, planned, search
+    from .train.planned import COLUMNS, decode_page, page, picture, rows
+    from .train.progress import counted
+
+    model = _open(options.model, options)
+    sized = options.on, options.nodes, options.batch, options.length
+    job = job_of(model.spec, *sized, rules=options.rules, dtype=options.dtype, dispatch=options.dispatch)
+    if options.decode:
+        found: Any = decode(model.spec, *sized, options.dtype)
+        print(json.dumps(found, indent=1) if options.json else decode_page(model.name, found))
+        return
+    remats = (options.remat,) if options.remat else REMATS
+    if options.search:
+        with counted(quiet=options.json) as report:
+            found = search(job, options.most, not options.no_compile, remats, report)
+        if options.svg:
+            title = f"{model.name} on {options.nodes} x {options.on}"
+            with open(options.svg, "w", encoding="utf-8") as file:
+                file.write(picture(title, found))
+        if options.json:
+            print(json.dumps(found, indent=1))
+        else:
+            _print_table(COLUMNS, rows(found))
+        return
+    from .sharding.mesh import parse_mesh
+
+    sizes = parse_mesh(options.mesh) if options.mesh not in (None, "auto") else None
+    chosen = default(job, remats, sizes, options.accumulate)
+    found = planned(chosen, not options.no_compile)
+    print(json.dumps(found, indent=1) if options.json else page(model.name, found))
+
+
+def _own_stdout() -> None:
+    """What libraries below Python print goes to stderr, so that stdout stays the program's own: Gloo prints there."""
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
 
 
 # --- the parser ------------------------------------------------------------------------------------------------------
@@ -399,6 +512,63 @@ def parser() -> argparse.ArgumentParser:
         default="none",
         help="what the backward pass recomputes",
     )
+    made.add_argument(
+        "--mesh", metavar="MESH", help='spread over all devices: "auto", or sizes such as fsdp=4,expert=2 (see README)'
+    )
+    made.add_argument("--rules", metavar="NAME", help="by which table: default, groups, data or zero")
+    made.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes as one run: where process 0 is")
+    made.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    made.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
+    made.add_argument(
+        "--distributed", action="store_true", help="several processes that Slurm, Open MPI or Kubernetes started"
+    )
+    as_json(made)
+
+    made.add_argument(
+        "--target", choices=("auto", "cpu", "gpu", "neuron"), help="what to run on; neuron sets up Trainium's runtime"
+    )
+
+    made = command(
+        "check",
+        check,
+        "What of a model's programs Trainium's compiler would refuse.",
+        "check deepseek-v3 --mesh fsdp=64",
+    )
+    made.add_argument("models", nargs="*", metavar="MODEL", help="presets, runs, Hugging Face directories or specs")
+    made.add_argument("--all", action="store_true", help="every preset")
+    made.add_argument("--set", action="append", metavar="PATH=VALUE", help="change a preset's spec")
+    made.add_argument("--target", choices=("neuron",), default="neuron")
+    made.add_argument("--mesh", metavar="MESH", help="train on this mesh, which need not exist, as in fsdp=16,tensor=4")
+    made.add_argument("--rules", metavar="NAME", default="default", help="by which table (default: default)")
+    made.add_argument("--batch", type=int, default=64, help="rows (default: 64)")
+    made.add_argument("--length", type=int, default=128, help="tokens a row (default: 128)")
+    made.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the computation")
+    as_json(made)
+
+    made = command(
+        "plan",
+        plan,
+        "Compile a train step for a cluster you do not have: memory, collectives, a bound on speed.",
+        "plan deepseek-v3 --on p5en.48xlarge --nodes 32 --batch 2048 --length 4096",
+    )
+    model(made, "model")
+    made.add_argument("--on", metavar="INSTANCE", required=True, help="as AWS spells it, as in p5en.48xlarge")
+    made.add_argument("--nodes", type=int, default=1, help="how many of them (default: 1)")
+    made.add_argument("--batch", type=int, default=64, help="rows a step (default: 64)")
+    made.add_argument("--length", type=int, default=4096, help="tokens a row (default: 4096)")
+    made.add_argument("--mesh", metavar="MESH", help="as in fsdp=32,expert=8 (default: by arithmetic)")
+    made.add_argument("--accumulate", type=int, help="take a batch in this many parts (default: by arithmetic)")
+    made.add_argument("--remat", choices=("none", "dots", "full"), help="what is recomputed (default: by arithmetic)")
+    made.add_argument("--rules", metavar="NAME", default="default", help="by which table (default: default)")
+    made.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the computation")
+    made.add_argument("--dispatch", choices=("auto", "dense", "grouped", "capacity"), default="auto")
+    made.add_argument(
+        "--decode", action="store_true", help="decode instead of training: --batch rows of --length tokens"
+    )
+    made.add_argument("--search", action="store_true", help="compare meshes, recomputation and parts of the batch")
+    made.add_argument("--most", type=int, default=20, metavar="N", help="of a search, compile N plans (default: 20)")
+    made.add_argument("--svg", metavar="FILE", help="of a search, a picture: memory against time")
+    made.add_argument("--no-compile", action="store_true", help="arithmetic alone, in a second")
     as_json(made)
 
     made = command("generate", generate, "Continue a text.", "generate runs/demo --prompt 'def main('")

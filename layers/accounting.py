@@ -123,7 +123,7 @@ def is_vocab(leaf: Leaf) -> bool:
 def input_axes(leaf: Leaf) -> tuple[int, ...]:
     """Of a matrix, the indices of the axes it sums over; its outputs are the other ones that are not stacked.
 
-    Matrices are [in, out], those of experts [out, in] (moe.py).
+    Matrices are [in, out], those of experts [out, in] (expert.py).
     """
     inputs = leaf.spaces()[-1 if "experts" in leaf.axes else 0]
     return tuple(i for i, a in enumerate(leaf.axes) if a not in STACKED and FEATURES.get(a or "", a or "") == inputs)

@@ -4,14 +4,14 @@
 Grouped-query attention never repeats keys and values, and a window costs what it sees: queries in blocks of one
 window each look at their own block and the one before, so time and memory are linear in length.
 
-A window may also begin anew every so many tokens (chunks: Llama 4, 2025). Attention sinks, a score a head that takes
-part in the softmax and has no value: Xiao et al. 2023, in the form of gpt-oss (OpenAI 2025).
+Attention sinks, a score a head that takes part in the softmax and has no value: Xiao et al. 2023, in the form of
+gpt-oss (OpenAI 2025). Gated outputs: Qiu et al. 2025. Windows that do not move with the query: chunked.py.
 
 Dimensions: B batch, L queries, M keys, S cache slots, D width, K kv_heads, G queries per kv head, E head_dim, U value
 dimensions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -24,8 +24,9 @@ from .cache import held_slots, new_slots
 from .dense import attach, bias, project, weight
 from .execution import KEPT, Execution
 from .norms import QKNorm
-from .rope import Rope, rotate
+from .rope import LongRope, Rope, rotate
 from .spec import Context, require
+from .spread import is_spread, spread
 from .temperature import Temperature, sharpen
 
 AXES = {
@@ -55,6 +56,22 @@ QUERY_BLOCK = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What becomes of the product of a query and a key before the softmax.
+
+    scale: multiplies it, None is head_dim ** -0.5.  softcap: it becomes softcap * tanh(score / softcap).
+    temperature: sharpens late queries.  sinks: each head learns the score of nothing."""
+
+    scale: float | None = None
+    softcap: float | None = None
+    temperature: Temperature | None = None
+    sinks: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, self.softcap is None or self.softcap > 0, "softcap", "it must be positive, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Values:
     """Heads of values of `dim` dimensions, another number than keys have, times `scale` (MiMo-V2, Xiaomi 2025)."""
 
@@ -70,11 +87,8 @@ class Attention:
     """`heads` query heads in groups that share `kv_heads` heads of keys and values.
 
     rope: None for no position information (NoPE).  window: how many tokens a query sees, itself included; None sees
-    all before it. scale: multiplies the scores, None is head_dim ** -0.5.  softcap: scores become softcap *
-    tanh(scores / softcap). bias: which projections add one, letters of "qkvo".  gate: what attention gives is
-    multiplied by the sigmoid of a projection of x, before the output projection (Qiu et al. 2025).  values: None for
-    such as keys.  chunked: the window begins anew every `window` tokens of a document, it does not move with the
-    query.  sinks: each head learns the score of nothing.  temperature: sharpens late queries."""
+    all before it. bias: which projections add one, letters of "qkvo".  values: None for such as keys.  gate: what
+    attention gives is multiplied by the sigmoid of a projection of x, before the output projection."""
 
     heads: int
     kv_heads: int
@@ -82,14 +96,10 @@ class Attention:
     rope: Rope | None = None
     window: int | None = None
     qk_norm: QKNorm | None = None
-    scale: float | None = None
-    softcap: float | None = None
     bias: str = ""
-    gate: bool = False
+    scores: Scores = Scores()
     values: Values | None = None
-    chunked: bool = False
-    sinks: bool = False
-    temperature: Temperature | None = None
+    gate: bool = False
 
     def __post_init__(self) -> None:
         for field in ("heads", "kv_heads", "head_dim"):
@@ -101,9 +111,10 @@ class Attention:
                 f"Attention.rope.dim is {self.rope.dim}: it cannot exceed head_dim, which is {self.head_dim}"
             )
         require(self, self.window is None or self.window > 0, "window", "it must be positive, or None")
-        require(self, self.softcap is None or self.softcap > 0, "softcap", "it must be positive, or None")
+        if self.window is not None and self.rope is not None and isinstance(self.rope.scaling, LongRope):
+            least = self.rope.scaling.original_length  # a ring of no more slots would not tell how long a text may be
+            require(self, self.window > least, "window", f"beside LongRope it must exceed original_length, {least}")
         require(self, set(self.bias) <= set("qkvo"), "bias", "it takes letters of 'qkvo'")
-        require(self, not self.chunked or self.window is not None, "chunked", "a chunk is as long as the window")
 
     def shell(self, execution: Execution) -> nn.Module:
         return AttentionShell(self, execution)
@@ -118,15 +129,19 @@ class Attention:
 
     def flops(self, length: int) -> float:
         dims = self.head_dim + (self.head_dim if self.values is None else self.values.dim)
-        return 2 * self.heads * dims * mean_keys(length, self.window, self.chunked)
+        return 2 * self.heads * dims * self.mean_keys(length)
+
+    def mean_keys(self, length: int) -> float:
+        return mean_keys(length, self.window)
+
+    def parts(self, positions_BL: jax.Array, segments_BL: jax.Array | None) -> jax.Array | None:
+        """The part of its row that a token is in: a query sees keys of its own. None if a row is one part."""
+        return segments_BL
 
 
-def mean_keys(length: int, window: int | None, chunked: bool = False) -> float:
+def mean_keys(length: int, window: int | None) -> float:
     """How many keys a query sees under a causal mask, averaged over the positions of a sequence."""
     w = min(window or length, length)
-    if chunked:
-        whole, rest = divmod(length, w)
-        return (whole * w * (w + 1) / 2 + rest * (rest + 1) / 2) / length
     return (w * (w + 1) / 2 + (length - w) * w) / length
 
 
@@ -180,6 +195,9 @@ def attend(
     tokens of a sequence among themselves go through a kernel, which knows no sinks. Scores and softmax are float32. A
     query with no key to see gets a finite, meaningless value."""
     batch, length = q_BLKGE.shape[:2]
+    if execution is not None and len(keys) == 1 and is_spread(execution.rules):
+        queries = Queries(q_BLKGE, jnp.broadcast_to(slots_L, (batch, length)), segments_BL)
+        return _spread(queries, keys[0], Rule(scale, window, softcap), sinks_KG, execution)
     if execution is not None and execution.target == "gpu" and len(keys) == 1 and sinks_KG is None:
         from .attention_gpu import flash_attention  # Pallas is slow to import, and of no use elsewhere
 
@@ -195,6 +213,33 @@ def attend(
     if len(keys) == 1:
         return _in_order(queries, keys[0], rule, 0, sinks_KG)
     return _over_parts(queries, keys, rule, sinks_KG)
+
+
+def _spread(queries: Queries, keys: Keys, rule: Rule, sinks_KG: jax.Array | None, execution: Execution) -> jax.Array:
+    """`attend` by each device of its own rows, heads, and queries: keys and values of the whole length go to all that
+    share a sequence.
+    """
+    rules = execution.rules
+    assert rules is not None
+    batch, length, _, group, _ = queries.q_BLKGE.shape
+    here = replace(execution, rules=None)
+    k_BMKE, v_BMKU, slots_BM, segments_BM = keys
+    slots_BM = jnp.broadcast_to(slots_BM, (batch, length))
+
+    def own(q: Any, slots: Any, segments: Any, k: Any, v: Any, key_slots: Any, key_segments: Any, sinks: Any) -> Any:
+        its_keys = [Keys(k, v, key_slots, key_segments)]
+        if q.shape[1] == length:
+            given: dict[str, Any] = {"scale": rule.scale, "window": rule.window, "softcap": rule.softcap}
+            return attend(q, its_keys, slots, segments, **given, sinks_KG=sinks, execution=here)
+        some = _in_query_blocks if q.shape[1] > QUERY_BLOCK else jax.checkpoint(_over_parts, static_argnums=2)
+        return some(Queries(q, slots, segments), its_keys, rule, sinks)
+
+    heads = "kv_heads" if group > 1 else "heads"
+    q_axes, k_axes = ("batch", "length", heads, "q_per_kv"), ("batch", None, heads)
+    row, whole_row = ("batch", "length"), ("batch", None)
+    arrays = (*queries, k_BMKE, v_BMKU, slots_BM, segments_BM, sinks_KG)
+    axes = (q_axes, row, row, k_axes, k_axes, whole_row, whole_row, (heads, "q_per_kv"))
+    return spread(own, rules, arrays, axes, q_axes)
 
 
 def _over_parts(queries: Queries, keys: Sequence[Keys], rule: Rule, sinks_KG: jax.Array | None = None) -> jax.Array:
@@ -450,13 +495,6 @@ def _backward(rule: Rule, before: int, saved: Any, dout_BLKGU: jax.Array) -> tup
 _ordered.defvjp(_forward, _backward)
 
 
-def chunks(positions_BL: jax.Array, segments_BL: jax.Array | None, size: int) -> jax.Array:
-    """int32 [B, L]: the chunk of `size` tokens that a token is in, which is a document to those in it."""
-    chunk_BL = jnp.maximum(positions_BL, 0) // size  # padding is before 0
-    most = positions_BL.shape[1] // size + 1
-    return chunk_BL if segments_BL is None else segments_BL * most + chunk_BL
-
-
 # --- the shell -------------------------------------------------------------------------------------------------------
 
 
@@ -485,27 +523,24 @@ class AttentionShell(nn.Module):
             q_BLKGE = attach(self, s.qk_norm.shell(self.execution, "KGE"), "q_norm")(q_BLKGE)
             k_BLKE = attach(self, s.qk_norm.shell(self.execution, "KE"), "k_norm")(k_BLKE)
         if s.rope is not None:
-            q_BLKGE = rotate(q_BLKGE, context.positions_BL, s.rope)
-            k_BLKE = rotate(k_BLKE, context.positions_BL, s.rope)
+            q_BLKGE = rotate(q_BLKGE, context.positions_BL, s.rope, context.room)
+            k_BLKE = rotate(k_BLKE, context.positions_BL, s.rope, context.room)
         if s.qk_norm is not None and s.qk_norm.after_rope:
             q_BLKGE = attach(self, s.qk_norm.shell(self.execution, "KGE"), "q_norm")(q_BLKGE)
             k_BLKE = attach(self, s.qk_norm.shell(self.execution, "KE"), "k_norm")(k_BLKE)
-        if s.temperature is not None:
-            q_BLKGE = sharpen(q_BLKGE, context.positions_BL, s.temperature)
+        if s.scores.temperature is not None:
+            q_BLKGE = sharpen(q_BLKGE, context.positions_BL, s.scores.temperature)
 
-        segments_BL = context.segments_BL
-        if s.chunked and s.window is not None:
-            segments_BL = chunks(context.positions_BL, segments_BL, s.window)
+        segments_BL = s.parts(context.positions_BL, context.segments_BL)
         keys = [Keys(k_BLKE, v_BLKU, new_slots(context), segments_BL)]
         if cache is not None:
             entries = cache["k_BKSE"], cache[f"v_BKS{v_axis}"]
             k_BSKE, v_BSKU = (jnp.swapaxes(entry, 1, 2).astype(q_BLKGE.dtype) for entry in entries)
-            held_BS, held_chunks_BS = held_slots(context, k_BSKE.shape[1]), None
-            if s.chunked and s.window is not None and context.pad_B is not None:
-                held_chunks_BS = chunks(held_BS - context.pad_B[:, None], None, s.window)
-            keys.insert(0, Keys(k_BSKE, v_BSKU, held_BS, held_chunks_BS))
+            held_BS, pad_B = held_slots(context, k_BSKE.shape[1]), context.pad_B
+            held_parts_BS = None if pad_B is None else s.parts(held_BS - pad_B[:, None], None)
+            keys.insert(0, Keys(k_BSKE, v_BSKU, held_BS, held_parts_BS))
         sinks_KG = None
-        if s.sinks:
+        if s.scores.sinks:
             shape = sizes["K"], sizes["G"]
             sinks_KG = self.param("sinks_KG", nn.initializers.zeros, shape, jnp.float32).astype(jnp.float32)
         out_BLKGU = attend(
@@ -513,9 +548,9 @@ class AttentionShell(nn.Module):
             keys,
             context.slots_L,
             segments_BL,
-            scale=s.head_dim**-0.5 if s.scale is None else s.scale,
+            scale=s.head_dim**-0.5 if s.scores.scale is None else s.scores.scale,
             window=s.window,
-            softcap=s.softcap,
+            softcap=s.scores.softcap,
             sinks_KG=sinks_KG,
             execution=self.execution,
         )

@@ -18,6 +18,7 @@ from flax import linen as nn
 
 from .dense import attach
 from .execution import Execution
+from .hashed import HashRouter
 from .mlp import GatedMLP
 from .moe import MoE
 from .norms import RMSNorm, rms_norm
@@ -66,7 +67,7 @@ class Beside:
     norm: RMSNorm = RMSNorm()
 
     @property
-    def router(self) -> Router:
+    def router(self) -> Router | HashRouter:
         return self.experts.router
 
     def shell(self, execution: Execution) -> nn.Module:

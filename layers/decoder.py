@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ..sharding.rules import constrain
 from .accounting import active_param_count, flops_per_token, param_count
 from .block import PARTS
 from .cache import after, store
 from .dense import attach
 from .execution import REMAT, Execution
+from .lookup import look_up
 from .mtp import MTP, MTPShell, ahead, reaches
 from .norms import Norm, RMSNorm
 from .pattern import Run, expand, runs
@@ -223,11 +225,17 @@ def document_positions(segments_BL: jax.Array) -> jax.Array:
 
 
 def _written(held: Any, new: Any, end: jax.Array) -> Any:
-    """The cache entries of a run with the new tokens' in them; one without a slot axis S in its name is replaced."""
+    """The cache entries of a run with the new tokens' in them; one without a slot axis S in its name is replaced, as
+    far as what replaces it goes: into an empty cache a layer may write less than it holds.
+    """
 
     def written(name: str, entry: jax.Array, tokens: jax.Array) -> jax.Array:
         axis = name.rpartition("_")[2].find("S")
-        return tokens.astype(entry.dtype) if axis < 0 else store(entry, tokens, end, 1 + axis)
+        if axis >= 0:
+            return store(entry, tokens, end, 1 + axis)
+        tokens = tokens.astype(entry.dtype)
+        whole = tokens.shape == entry.shape
+        return tokens if whole else jax.lax.dynamic_update_slice(entry, tokens, (0,) * entry.ndim)
 
     return {
         layer: {
@@ -236,6 +244,15 @@ def _written(held: Any, new: Any, end: jax.Array) -> Any:
         }
         for layer, parts in held.items()
     }
+
+
+def _room(cache: Any) -> int:
+    """For how many tokens it was made, as far as layers that keep all of them tell."""
+    axes = [
+        (leaf.shape, path[-1].key.rpartition("_")[2].find("S"))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(cache)
+    ]
+    return max((shape[1 + axis] for shape, axis in axes if axis >= 0), default=0)
 
 
 def _by_position(own_NBLP: jax.Array, period: int) -> list[jax.Array]:
@@ -260,6 +277,7 @@ class Period(nn.Module):
         (x_BLD, carried), entries, aux = state, {}, {}
         lent: dict[str, Any] = {}
         context = lending(context, carried)
+        x_BLD = constrain(x_BLD, self.execution.rules, "batch", "length")
         for p, layer in enumerate(self.layers):
             shell = attach(self, layer.block.shell(self.execution, layer.attention, layer.mlp), f"layer_{p}")
             known = context if own is None else context._replace(own_BLP=own[p])
@@ -283,7 +301,9 @@ def lending(context: Context, handed: dict[str, Any]) -> Context:
 
 def embedded(spec: Spec, embed_VD: jax.Array, tokens_BL: jax.Array, execution: Execution) -> jax.Array:
     """What the first layer reads [batch, length, width]."""
-    x_BLD = jnp.take(embed_VD, tokens_BL, axis=0, mode="clip").astype(execution.dtype)
+    # Whole along its width, as what is looked up is: the partitioner would gather tokens of all devices to spread that.
+    table_VD = constrain(embed_VD, execution.rules, "vocab")
+    x_BLD = look_up(table_VD, tokens_BL, execution).astype(execution.dtype)
     return x_BLD * jnp.asarray(spec.embedding_scale, execution.dtype)
 
 
@@ -392,7 +412,7 @@ class Decoder(nn.Module):
         """`extend` up to what the head reads: who wants the last token's logits alone calls `unembed` on that one."""
         slots_L = cache["end"] + jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
         positions_BL = slots_L[None] - cache["pad_B"][:, None]
-        context = Context(positions_BL, None, tokens_BL, slots_L, cache["pad_B"])
+        context = Context(positions_BL, None, tokens_BL, slots_L, cache["pad_B"], room=_room(cache))
         x_BLD, entries, _ = self._stack(tokens_BL, context, None if empty else cache, keep=True)
         end = cache["end"] + tokens_BL.shape[1]
         written = {run: _written(cache[run], new, after(end, x_BLD)) for run, new in entries.items()}
@@ -406,7 +426,7 @@ class Decoder(nn.Module):
         embed_VD = self.param("embed_VD", nn.initializers.normal(0.02), (spec.vocab, spec.width), jnp.float32)
         if not spec.tied:
             self.param("head_DV", nn.initializers.normal(0.02), (spec.width, spec.vocab), jnp.float32)
-        x_BLD = embedded(spec, embed_VD, tokens_BL, execution)
+        x_BLD = constrain(embedded(spec, embed_VD, tokens_BL, execution), execution.rules, "batch", "length")
         own_NBLP: Any = None
         if spec.per_layer is not None:
             own_NBLP = attach(self, spec.per_layer.shell(execution, spec.depth), "per_layer")(x_BLD, tokens_BL)

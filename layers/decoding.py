@@ -38,12 +38,19 @@ class Unrolled(Spec):
         return (Run(0, self.layers, 1),)
 
 
-def unrolled(spec: Spec, params: Any) -> tuple[Spec, Any]:
-    """The model as `Unrolled`, and a copy of its parameters so; both as they are for a model that is too deep."""
+def decoded(spec: Spec) -> Spec:
+    """The model as generation runs it: without multi-token prediction, and `Unrolled` if it is not too deep."""
+    spec = spec if spec.mtp is None else spec.replace(mtp=None)
     if spec.depth > MOST_UNROLLED or all(run.repeats == 1 for run in spec.runs):
-        return spec, params
-    fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
-    return Unrolled(**fields), _unstacked(spec, params)
+        return spec
+    return Unrolled(**{field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)})
+
+
+def unrolled(spec: Spec, params: Any) -> tuple[Spec, Any]:
+    """`decoded`, and its parameters: a copy where they are unrolled."""
+    params = {name: of for name, of in params.items() if not name.startswith("mtp_")}
+    run = decoded(spec)
+    return run, _unstacked(spec, params) if isinstance(run, Unrolled) else params
 
 
 @partial(jax.jit, static_argnums=0)
@@ -81,8 +88,6 @@ def generate(
     execution = execution or Execution()
     rows = _checked(spec, prompts, max_new_tokens)
     stop = tuple(spec.eos_ids if stop is None else stop)
-    if spec.mtp is not None:
-        spec, params = spec.replace(mtp=None), {name: of for name, of in params.items() if not name.startswith("mtp_")}
     spec, params = unrolled(spec, params)
     longest = max(map(len, rows))
     length = _rounded(longest)
@@ -92,11 +97,11 @@ def generate(
 
     dtype = cache_dtype or execution.dtype
     keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(rows)))
-    logits_BV, cache = _prefill(spec, execution, params, tokens_BL, pad_B, room, dtype)
+    logits_BV, cache = prefill(spec, execution, params, tokens_BL, pad_B, room, dtype)
     done_B = jnp.zeros(len(rows), bool)
     chunks: list[np.ndarray[Any, Any]] = []
     for start in range(0, max_new_tokens, CHUNK):
-        new_BN, logits_BV, cache, done_B = _decode(
+        new_BN, logits_BV, cache, done_B = decode(
             spec, execution, stop, temperature > 0, params, logits_BV, cache, done_B, keys_B, start, temperature
         )
         chunks.append(np.asarray(new_BN))
@@ -131,7 +136,7 @@ def _rounded(count: int) -> int:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 5, 6))
-def _prefill(
+def prefill(
     spec: Spec, execution: Execution, params: Any, tokens_BL: jax.Array, pad_B: jax.Array, room: int, dtype: str
 ) -> tuple[jax.Array, Any]:
     """The logits after the last token of each prompt [B, V], and the cache."""
@@ -142,7 +147,7 @@ def _prefill(
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5, 6))
-def _decode(
+def decode(
     spec: Spec,
     execution: Execution,
     stop: tuple[int, ...],
@@ -161,7 +166,7 @@ def _decode(
 
     def step(carry: Any, i: jax.Array) -> tuple[Any, jax.Array]:
         logits_BV, cache, done_B = carry
-        chosen_B = sampled(logits_BV / temperature, keys_B, start + i) if sample else best(logits_BV)
+        chosen_B = sampled(logits_BV / temperature, keys_B, start + i, execution) if sample else best(logits_BV)
         chosen_B = jnp.where(done_B, pad, chosen_B)
         if stop:
             done_B = done_B | jnp.any(chosen_B[:, None] == jnp.asarray(stop), axis=1)
@@ -179,7 +184,22 @@ def best(logits_BV: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(is_best, jnp.arange(vocab, dtype=jnp.int32), vocab - 1), axis=-1)
 
 
-def sampled(logits_BV: jax.Array, keys_B: jax.Array, step: jax.Array) -> jax.Array:
+def sampled(logits_BV: jax.Array, keys_B: jax.Array, step: jax.Array, execution: Execution) -> jax.Array:
     """int32 [B]: a draw from the softmax of each row, by its own key (Gumbel-max: Gumbel 1954)."""
+    if execution.target == "neuron":
+        return best(logits_BV + _noise_by_rows(keys_B, step, logits_BV.shape[1]))
     noise_BV = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, step), logits_BV.shape[1:]))(keys_B)
     return best(logits_BV + noise_BV)
+
+
+def _noise_by_rows(keys_B: jax.Array, step: jax.Array, vocab: int) -> jax.Array:
+    """Gumbel noise [B, V] from the generator that Neuron has: a row at a time, as it takes one state, whose last word
+    is the step's.
+    """
+    words_BW = jnp.tile(jax.random.key_data(keys_B), (1, 2))[:, :3]
+    states_BW = jnp.concatenate([words_BW, jnp.full((len(words_BW), 1), step).astype(jnp.uint32)], axis=1)
+    default = jax.lax.RandomAlgorithm.RNG_DEFAULT
+    bits_BV = jax.lax.map(lambda state_W: jax.lax.rng_bit_generator(state_W, (vocab,), algorithm=default)[1], states_BW)
+    # The upper 24 bits, in the middle of their steps: neither 0 nor 1.
+    uniform_BV = ((bits_BV >> 8).astype(jnp.float32) + 0.5) * 2.0**-24
+    return -jnp.log(-jnp.log(uniform_BV))

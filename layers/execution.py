@@ -39,7 +39,7 @@ class Execution:
     dtype: of activations and of weights as they enter a matmul; parameters keep their own, softmax, norms and router
     are float32. target: the platform compiled for, never read from the host, which may be another. auto means cpu.
     remat: a name in REMAT.  unroll: layers an iteration of the scan over depth. dispatch: how tokens reach experts
-    (see moe.py). auto: capacity on neuron, else grouped. capacity: slots an expert has under capacity dispatch, as a
+    (see ways.py). auto: capacity on neuron, else grouped. capacity: slots an expert has under capacity dispatch, as a
     multiple of a perfectly even load."""
 
     dtype: str = "float32"

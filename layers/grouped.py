@@ -21,7 +21,7 @@ from .execution import KEPT
 Function = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """(one group's parameters, a tree of arrays; its rows [R, D]; their weights [R, 1]) -> the weighed results [R, G].
 
-Each row for itself, and zero where the weight is.
+Each row for itself, and zero where the weight is. Compared by value: it is a key of jit's cache.
 """
 
 AT_ONCE = 4
@@ -41,33 +41,37 @@ class Plan(NamedTuple):
     blocks: jax.Array
 
 
-def room(tokens: int, choices: int, groups: int) -> tuple[int, int]:
-    """Rows of a home, and of a block.
+def room(tokens: int, choices: int, groups: int, expected: int | None = None) -> tuple[int, int]:
+    """Rows of a home, and of a block.  expected: how many assignments are likely to have a group, None for all.
 
     With larger homes more would be computed for nothing; with smaller ones more rows would go through the loop, where
     each costs about twice as much. With few assignments there are no homes, so that only the groups in use are read.
     """
-    mean = tokens * choices // groups
+    mean = (tokens * choices if expected is None else expected) // groups
     home = -(-mean * 5 // 4 // 16) * 16 if mean > 1 else 0
     return home, min(tokens, 256, max(16, 2 ** (mean.bit_length() - 1)))
 
 
 def plan(groups_TK: jax.Array, groups: int, block: int, home: int = 0) -> Plan:
-    """Sorts assignments (int32 group of each) into homes and blocks; a group takes no more blocks than it fills."""
+    """Sorts assignments (int32 group of each) into homes and blocks; a group takes no more blocks than it fills.
+
+    One of no group (`groups` or more) has its place beyond all rows."""
     tokens, choices = groups_TK.shape
     count = tokens * choices
     most_blocks = count // block + (0 if home >= block else min(groups, count))
     most_blocks = -(-max(most_blocks, 1) // AT_ONCE) * AT_ONCE
-    order_A = _sorted(groups_TK.reshape(-1), groups)
-    group_A = groups_TK.reshape(-1)[order_A]
-    sizes_X = jnp.zeros(groups, jnp.int32).at[group_A].add(1)
+    group_A = jnp.minimum(groups_TK.reshape(-1), groups)
+    order_A = _sorted(group_A, groups + 1)
+    group_A = group_A[order_A]
+    sizes_X = jnp.zeros(groups, jnp.int32).at[group_A].add(1, mode="drop")
     rank_A = jnp.arange(count, dtype=jnp.int32) - (jnp.cumsum(sizes_X) - sizes_X)[group_A]
     blocks_X = -(-jnp.maximum(sizes_X - home, 0) // block)
     ends_X = jnp.cumsum(blocks_X)
     in_block_A = groups * home + (ends_X - blocks_X)[group_A] * block + rank_A - home
     place_A = jnp.where(rank_A < home, group_A * home + rank_A, in_block_A)
     rows = groups * home + most_blocks * block
-    row_P = jnp.full(rows, count, jnp.int32).at[place_A].set(order_A, unique_indices=True)
+    place_A = jnp.where(group_A < groups, place_A, rows + jnp.arange(count, dtype=jnp.int32))
+    row_P = jnp.full(rows, count, jnp.int32).at[place_A].set(order_A, unique_indices=True, mode="drop")
     place_TK = jnp.zeros(count, jnp.int32).at[order_A].set(place_A, unique_indices=True).reshape(tokens, choices)
     group_N = jnp.sum(ends_X <= jnp.arange(most_blocks)[:, None], axis=1, dtype=jnp.int32)
     return Plan(row_P, place_TK, jnp.minimum(group_N, groups - 1), ends_X[-1])
@@ -102,15 +106,24 @@ spread.defvjp(lambda x, p: (spread(x, p), p), lambda p, dy: (collect(dy, p), Non
 collect.defvjp(lambda y, p: (collect(y, p), p), lambda p, dx: (spread(dx, p), None))
 
 
-def mix(function: Function, params: Any, x_TD: jax.Array, weights_TK: jax.Array, groups_TK: jax.Array) -> jax.Array:
+def mix(
+    function: Function,
+    params: Any,
+    x_TD: jax.Array,
+    weights_TK: jax.Array,
+    groups_TK: jax.Array,
+    expected: int | None = None,
+) -> jax.Array:
     """The sum over each token's choices of function(the group's params, x, weight): [T, G].
 
-    params: a tree of arrays [X, ...]. groups_TK: int32. Gradients go to params, x and weights.
+    params: a tree of arrays [X, ...]. groups_TK: int32; X or more for no group. expected: as of `room`. Gradients go to
+    params, x and weights.
     """
     groups = jax.tree.leaves(params)[0].shape[0]
     tokens, choices = groups_TK.shape
-    home, block = room(tokens, choices, groups)
+    home, block = room(tokens, choices, groups, expected)
     if not home:
+        weights_TK = jnp.where(groups_TK < groups, weights_TK, 0)  # whichever group it reads gives nothing
         return one_by_one(function, params, x_TD, weights_TK, groups_TK)
     homes, places = groups * home, checkpoint_name(plan(groups_TK, groups, block, home), KEPT)
     params, x_TD, weights_TK, y_TG = blocks(function, homes, params, x_TD, weights_TK, places)

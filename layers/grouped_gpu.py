@@ -45,13 +45,15 @@ def mix_gated(
     matrices: tuple[jax.Array, jax.Array, jax.Array],
     activation: Callable[[jax.Array], jax.Array],
     interpret: bool = False,
+    expected: int | None = None,
 ) -> jax.Array:
     """The sum over a token's choices of weight * (activation(x gate) * (x up)) down of the chosen expert: [T, D].
 
-    experts_TK: int32, which expert. matrices: gate and up [X, F, D], down [X, D, F]. interpret: as of
-    `grouped_matmul`. Gradients go to x, the weights and the matrices."""
+    experts_TK: int32, which expert; X or more for none. expected: how many are likely to be of some, None for all.
+    matrices: gate and up [X, F, D], down [X, D, F]. interpret: as of `grouped_matmul`. Gradients go to x, the weights
+    and the matrices."""
     gate_XFD, up_XFD, down_XDF = matrices
-    block = block_size(experts_TK.size, gate_XFD.shape[0])
+    block = block_size(experts_TK.size if expected is None else expected, gate_XFD.shape[0])
     places = plan(experts_TK, gate_XFD.shape[0], block)
     x_PD = spread(x_TD, places)
     gate_PF = grouped_matmul(x_PD, gate_XFD, places, block, interpret)

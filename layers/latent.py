@@ -178,13 +178,13 @@ class LatentAttentionShell(nn.Module):
             q_BLQ = project("BLD,DQ->BLQ", x_BLD, w("wq_down_DQ", inputs="D"))
             q_BLQ = attach(self, s.norm.shell(self.execution, "Q"), "q_norm")(q_BLQ)
             q_BLHP = project("BLQ,QHP->BLHP", q_BLQ, w("wq_up_QHP", inputs="Q"))
-        rotated_BLHR = rotate(q_BLHP[..., s.nope_dim :], context.positions_BL, s.rope)
+        rotated_BLHR = rotate(q_BLHP[..., s.nope_dim :], context.positions_BL, s.rope, context.room)
         q_BLHP = jnp.concatenate([q_BLHP[..., : s.nope_dim], rotated_BLHR], axis=-1)
         q_BLHP = q_BLHP if s.temperature is None else sharpen(q_BLHP, context.positions_BL, s.temperature)
 
         latent_BLT = project("BLD,DT->BLT", x_BLD, w("wkv_down_DT", inputs="D"))
         c_BLC = attach(self, s.norm.shell(self.execution, "C"), "kv_norm")(latent_BLT[..., : s.kv_rank])
-        rotated_BLR = rotate(latent_BLT[..., s.kv_rank :], context.positions_BL, s.rope)
+        rotated_BLR = rotate(latent_BLT[..., s.kv_rank :], context.positions_BL, s.rope, context.room)
         latent_BLT = jnp.concatenate([c_BLC, rotated_BLR], axis=-1)
 
         wk_CHN, wv_CHV = w("wk_CHN", inputs="C"), w("wv_CHV", inputs="C")

@@ -81,14 +81,14 @@ class NormedAttentionShell(nn.Module):
         w = partial(weight, self, sizes=sizes, execution=self.execution)
         norm = s.norm.shell(self.execution, "E")
         q_BLKGE = attach(self, norm, "q_norm")(project("BLD,DKGE->BLKGE", x_BLD, w("wq_DKGE", inputs="D")))
-        q_BLKGE = rotate(q_BLKGE, context.positions_BL, s.rope)
+        q_BLKGE = rotate(q_BLKGE, context.positions_BL, s.rope, context.room)
         entries: dict[str, Any] = {}
         if s.borrows:
             keys = borrowed(context, s.borrows)
         else:
             raw_BLKE = project("BLD,DKE->BLKE", x_BLD, w("wk_DKE", inputs="D"))
             v_BLKE = raw_BLKE if s.shared_value else project("BLD,DKE->BLKE", x_BLD, w("wv_DKE", inputs="D"))
-            k_BLKE = rotate(attach(self, norm, "k_norm")(raw_BLKE), context.positions_BL, s.rope)
+            k_BLKE = rotate(attach(self, norm, "k_norm")(raw_BLKE), context.positions_BL, s.rope, context.room)
             v_BLKE = rms_norm(v_BLKE, None, s.norm.eps)
             keys = [Keys(k_BLKE, v_BLKE, new_slots(context), context.segments_BL)]
             kept = slice(None) if s.window is None else slice(-s.window, None)

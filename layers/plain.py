@@ -8,21 +8,25 @@ of an ELU, as Apertus (Swiss AI 2025, arXiv 2509.14233) has it:
 
 a = softplus(rise) and b = c + softplus(fall) are learned, one of each a layer; the slope c at 0 is not.
 
-Dimensions: B batch, L length, D width, F ffn.
+Experts without a gate: Nemotron 3 (NVIDIA 2025), squared ReLUs (So et al. 2021, section 3.2).
+
+Dimensions: B batch, L length, D width, F ffn, X experts, R rows of one expert.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from .dense import bias, project, weight
-from .execution import Execution
+from .execution import KEPT, Execution
+from .expert import Table
 from .mlp import ACTIVATIONS
 from .spec import Context, require
 
@@ -54,6 +58,23 @@ class MLP:
 
     def flops(self, length: int) -> float:
         return 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainExpert:
+    """down(activation(up x)) times the weight: an expert of a MoE."""
+
+    activation: str = "relu2"
+
+    TABLE: ClassVar[Table] = (("w_up_XFD", "D"), ("w_down_XDF", "F"))
+
+    def __post_init__(self) -> None:
+        require(self, self.activation in ACTIVATIONS, "activation", f"it takes {', '.join(ACTIVATIONS)}")
+
+    def __call__(self, params: tuple[jax.Array, ...], x_RD: jax.Array, weight_R1: jax.Array) -> jax.Array:
+        up_FD, down_DF = params
+        up_RF = checkpoint_name(jnp.dot(x_RD, up_FD.T), KEPT)
+        return jnp.dot(ACTIVATIONS[self.activation](up_RF) * weight_R1.astype(x_RD.dtype), down_DF.T)
 
 
 class Shape(NamedTuple):

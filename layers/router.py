@@ -8,7 +8,7 @@ eqs. 12-20.
 Dimensions: T tokens, D width, X experts (of the router: one score each), K chosen experts, B batch, L length.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,14 @@ from flax import linen as nn
 from .spec import require
 
 AXES = {"D": "width", "X": "routes"}
+
+SCORES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "softmax": lambda logits_TX: jax.nn.softmax(logits_TX, axis=-1),
+    "sigmoid": jax.nn.sigmoid,
+    # Of nothing the square root has no slope; what is added is lost in any score but that.
+    "sqrt_softplus": lambda logits_TX: jnp.sqrt(jax.nn.softplus(logits_TX) + 1e-30),
+}
+"""Scores of experts [tokens, experts] from float32 logits; the last is DeepSeek-V4's (DeepSeek-AI 2026)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +49,10 @@ class Groups:
 class Router:
     """Each token chooses `top_k` experts by its scores.
 
-    score: softmax over all experts, or sigmoid of each.  bias: a load-balancing bias added for selection only,
-    without gradient. renormalise: the chosen scores are divided by their sum.  scale: multiplies the weights."""
+    score: softmax over all experts, or sigmoid or sqrt_softplus of each.  bias: a load-balancing bias added for
+    selection only, without gradient. renormalise: the chosen scores are divided by their sum.  scale: multiplies the
+    weights.
+    logit_bias: a learned one, for weights as for choices."""
 
     top_k: int
     score: str = "softmax"
@@ -50,10 +60,11 @@ class Router:
     bias: bool = False
     renormalise: bool = True
     scale: float = 1.0
+    logit_bias: bool = False
 
     def __post_init__(self) -> None:
         require(self, self.top_k > 0, "top_k", "it must be positive")
-        require(self, self.score in ("softmax", "sigmoid"), "score", "it takes softmax or sigmoid")
+        require(self, self.score in SCORES, "score", f"it takes {', '.join(SCORES)}")
 
     def shell(self, experts: int) -> nn.Module:
         return RouterShell(self, experts)
@@ -75,16 +86,22 @@ def route(x_TD: jax.Array, w_DX: jax.Array, bias_X: jax.Array | None, spec: Rout
 
 def choose(logits_TX: jax.Array, bias_X: jax.Array | None, spec: Router) -> Routing:
     """`route` from float32 logits on."""
-    scores_TX = jax.nn.softmax(logits_TX, axis=-1) if spec.score == "softmax" else jax.nn.sigmoid(logits_TX)
+    scores_TX = SCORES[spec.score](logits_TX)
     choice_TX = scores_TX if bias_X is None else scores_TX + jax.lax.stop_gradient(bias_X.astype(jnp.float32))
     if spec.groups is not None:
         choice_TX = jnp.where(in_best_groups(choice_TX, spec.groups), choice_TX, -jnp.inf)
     _, experts_TK = jax.lax.top_k(jax.lax.stop_gradient(choice_TX), spec.top_k)
-    weights_TK = jnp.take_along_axis(scores_TX, experts_TK, axis=-1)
-    if spec.renormalise:
+    weights_TK = weights_of(scores_TX, experts_TK, spec.renormalise, spec.scale)
+    return Routing(weights_TK, experts_TK, scores_TX, logits_TX)
+
+
+def weights_of(scores_TX: jax.Array, experts_TK: jax.Array, renormalise: bool, scale: float) -> jax.Array:
+    """What the chosen experts weigh: float32 [tokens, choices]."""
+    weights_TK = jnp.take_along_axis(scores_TX, experts_TK, axis=-1, mode="clip")
+    if renormalise:
         # A sigmoid can leave every chosen score at nothing; the guard is DeepSeek-V3's.
         weights_TK = weights_TK / (jnp.sum(weights_TK, axis=-1, keepdims=True) + 1e-20)
-    return Routing(weights_TK * spec.scale, experts_TK, scores_TX, logits_TX)
+    return weights_TK * scale
 
 
 def in_best_groups(choice_TX: jax.Array, groups: Groups) -> jax.Array:
@@ -106,7 +123,11 @@ class RouterShell(nn.Module):
         width = x_TD.shape[-1]
         w_DX = self.param("w_DX", nn.initializers.normal(width**-0.5), (width, self.experts), jnp.float32)
         bias_X = self.param("bias_X", nn.initializers.zeros, (self.experts,), jnp.float32) if self.spec.bias else None
-        return route(x_TD, w_DX, bias_X, self.spec)
+        if not self.spec.logit_bias:
+            return route(x_TD, w_DX, bias_X, self.spec)
+        b_X = self.param("b_X", nn.initializers.zeros, (self.experts,), jnp.float32)
+        logits_TX = jnp.dot(x_TD.astype(jnp.float32), w_DX.astype(jnp.float32)) + b_X.astype(jnp.float32)
+        return choose(logits_TX, bias_X, self.spec)
 
 
 # --- balance ---------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ class Context(NamedTuple):
     pad_B: int32, how many leading slots of a row are padding; None without a cache.
     lent: by name, what earlier layers handed to later ones: a layer hands on what is under "lent" in its new entries,
     and names it in its spec's `lends`.
+    room: for how many tokens the cache has slots; None without a cache, where the row is all there is.
     own_BLP: what a model with per-layer inputs gives to this layer of its tokens (per_layer.py), or None.
     """
 
@@ -46,6 +47,7 @@ class Context(NamedTuple):
     pad_B: jax.Array | None
     lent: Any = None
     own_BLP: jax.Array | None = None
+    room: int | jax.Array | None = None
 
     def real_BL(self) -> jax.Array:
         """bool [batch, length]: the tokens that are not padding."""

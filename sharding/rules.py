@@ -5,7 +5,8 @@ The table is a frozen dataclass, one field a logical axis, in the manner of the 
 is passed along explicitly and is part of the Execution, never a context, so that a changed table is a changed jit
 cache key."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,6 +15,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor", "sequence", "stage")
 MeshAxes = str | tuple[str, ...] | None
+
+
+def axis_names(axes: MeshAxes) -> tuple[str, ...]:
+    """A rule as a tuple of mesh axes."""
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,7 @@ class Rules:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            for axis in _names(getattr(self, field.name)):
+            for axis in axis_names(getattr(self, field.name)):
                 if axis not in MESH_AXES:
                     raise ValueError(
                         f"Rules.{field.name} names mesh axis {axis!r}; the mesh axes are {', '.join(MESH_AXES)}"
@@ -65,7 +71,7 @@ class Rules:
                 raise ValueError(
                     f"no sharding rule for logical axis {logical!r}; the rules are {', '.join(sorted(known))}"
                 )
-            present = tuple(a for a in _names(getattr(self, logical) if logical else None) if a in mesh.axis_names)
+            present = tuple(a for a in axis_names(getattr(self, logical) if logical else None) if a in mesh.axis_names)
             for axis in present:
                 if axis in seen:
                     raise ValueError(
@@ -79,6 +85,42 @@ class Rules:
         """A tree of NamedShardings from a tree of logical axes (leaves: tuples of axis names)."""
         is_leaf = lambda node: isinstance(node, tuple)  # noqa: E731
         return jax.tree.map(lambda leaf: NamedSharding(mesh, self.partition(leaf, mesh)), axes, is_leaf=is_leaf)
+
+
+RULES: Mapping[str, Rules] = {
+    "default": Rules(),
+    "groups": Rules(kv_heads=None, q_per_kv="tensor"),
+    "data": Rules(width=None),
+    "zero": Rules(width=("data", "fsdp")),
+}
+"""Rules by name. default: parameters over fsdp by width, over tensor by heads, hidden units and vocabulary (Shoeybi et
+al. 2019), over expert by experts. groups: the same where there are fewer key heads than tensor devices: the queries of
+a group are spread instead. data: not over fsdp, which then is a second data axis (each device holds all parameters).
+zero: over data too, for the least memory (Rajbhandari et al. 2020, stage 3)."""
+
+
+def rules_by_name(name: str) -> Rules:
+    """The rules of this name. Raises ValueError naming those there are."""
+    if name not in RULES:
+        raise ValueError(f"no sharding rules are called {name!r}; there are {', '.join(RULES)}")
+    return RULES[name]
+
+
+def constrain(x: jax.Array, rules: Rules | None, *axes: str | None) -> jax.Array:
+    """x with the sharding that the rules give its first axes, later ones whole on every device.
+
+    x itself where there are no rules, no mesh is in force (`jax.set_mesh`), or inside a shard_map.
+    """
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    if rules is None or mesh.size <= 1 or AxisType.Manual in mesh.axis_types:
+        return x
+    held: jax.Array = jax.lax.with_sharding_constraint(x, rules.partition(axes, mesh))
+    return held
+
+
+def parts(rules: Rules, axis: str, sizes: Mapping[str, int]) -> int:
+    """Into how many parts a logical axis is cut on a mesh of these sizes."""
+    return math.prod(sizes.get(name, 1) for name in axis_names(getattr(rules, axis)))
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, **sizes: int) -> Mesh:
@@ -98,7 +140,3 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, **sizes: int) -> Mesh
             f"mesh {asked} needs {product} devices, but there are {count}; a mesh that works: fsdp={count}"
         )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
-
-
-def _names(axes: MeshAxes) -> tuple[str, ...]:
-    return () if axes is None else (axes,) if isinstance(axes, str) else axes

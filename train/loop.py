@@ -16,8 +16,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ import jax
 from ..layers.decoder import Spec
 from ..layers.execution import Execution
 from ..layers.spec import from_plain, require, to_plain
-from .checkpoint import Saver, latest, restore
+from .checkpoint import Checkpoint, Saver, latest, restore
 from .curve import loss_curve
 from .data import Dataset, load
 from .loss import Losses, default_losses
 from .optimizer import Optimizer
-from .step import init_state, make_eval, make_step, start_state, state_shapes
+from .placement import Placement, any_process, in_force, is_first, place, placed, shapes_on
+from .step import State, init_state, make_eval, make_step, start_state
 from .tokenizer import Tokenizer
 
 QUICK_EVAL = 8
@@ -43,6 +44,8 @@ QUICK_EVAL = 8
 class Settings:
     """How to train: plain data, saved with every checkpoint.
 
+    mesh: how parameters and batch are spread over all devices, "fsdp=4,expert=2" or "auto" (sharding/mesh.py); "" for
+    one device.  rules: the name of the table by which (sharding/rules.py).
     data: text sources (text.py), none for the standard library's own source.  tokenizer: bytes, bpe:SIZE or a path.
     length, batch: of a batch in tokens and rows; accumulate: in how many parts it is taken.
     losses: None for the architecture's usual ones.  bias_rate: of the routers' selection biases (step.py).
@@ -50,6 +53,8 @@ class Settings:
     """
 
     optimizer: Optimizer
+    mesh: str = ""
+    rules: str = "default"
     data: tuple[str, ...] = ()
     tokenizer: str = "bytes"
     length: int = 256
@@ -96,8 +101,11 @@ def train(
     resume: go on from the newest checkpoint in `out`, whose spec and settings should be those given (see
     `resumable`). report: is called with each metrics line, those of evaluations too.
 
-    Raises ValueError for settings that do not fit the data or model, OSError for a disk that is full, FileExistsError
-    when `out` already holds a run, Interrupted after Ctrl-C."""
+    Under a mesh, parameters and optimizer are made, trained, saved and read in parts, each device its own. With several
+    processes (placement.connect) all call this with the same arguments, and a folder that all see; the first writes.
+
+    Raises ValueError for settings that do not fit the data, model or devices, OSError for a disk that is full,
+    FileExistsError when `out` already holds a run, Interrupted after Ctrl-C."""
     out = Path(out)
     saved = latest(out / "checkpoints")
     if saved and not resume:
@@ -119,18 +127,37 @@ def train(
         )
     spec = fitted(spec, dataset.tokenizer, settings, keep=params is not None or saved is not None)
 
+    placement = placement_of(spec, settings)
+    with in_force(placement):
+        return _train(spec, settings, out, dataset, placement, saved, params, report)
+
+
+def _train(
+    spec: Spec,
+    settings: Settings,
+    out: Path,
+    dataset: Dataset,
+    placement: Placement | None,
+    saved: Checkpoint | None,
+    params: Any,
+    report: Report,
+) -> dict[str, Any]:
+    """`train` from its data on, under its mesh."""
     optimizer, losses = settings.optimizer, settings.losses or default_losses(spec)
     if saved:
-        state = restore(saved, state_shapes(spec, optimizer))
+        state = restore(saved, shapes_on(spec, optimizer, placement))
     elif params is None:
-        state = init_state(spec, optimizer, jax.random.key(settings.seed))
+        state = _initialised(spec, optimizer, settings.seed, placement)
     else:
-        state = start_state(spec, optimizer, params)
-    step, evaluate = _compiled(spec, settings.execution, optimizer, losses, settings.accumulate, settings.bias_rate)
+        state = _started(spec, optimizer, params, placement)
+    step, evaluate = _compiled(
+        spec, settings.execution, optimizer, losses, settings.accumulate, settings.bias_rate, placement
+    )
     batches = dataset.train()
     if saved:
         batches.set_state(saved.data)
 
+    first = is_first()
     out.mkdir(parents=True, exist_ok=True)
     lines = _lines_before(out / "metrics.jsonl", int(state.step))
     before = lines[-1] if lines else {"seconds": 0.0, "seen": 0.0}
@@ -142,31 +169,33 @@ def train(
         print(json.dumps(line), file=stream, flush=True)
         report(line)
 
+    metrics_file = out / "metrics.jsonl" if first else os.devnull
     with (
-        open(out / "metrics.jsonl", "w", encoding="utf-8") as stream,
+        open(metrics_file, "w", encoding="utf-8") as stream,
         Saver(out / "checkpoints", spec, dataset.tokenizer.files, config, settings.keep) as saver,
         _stop_signal() as stop,
     ):
         stream.writelines(json.dumps(line) + "\n" for line in lines)
         for number in range(int(state.step) + 1, optimizer.steps + 1):
-            state, metrics = step(state, next(batches))
+            state, metrics = step(state, placed(next(batches), placement))
             values = {name: float(value) for name, value in metrics.items()}
             seen += values["tokens"]
             if not math.isfinite(values["loss"]):
                 raise ValueError(f"the loss is {values['loss']} at step {number}; lower the learning rate")
             if _due(number, optimizer.steps, settings.evals):
-                values["heldout"] = heldout_nats(evaluate, state.params, dataset, QUICK_EVAL)
+                values["heldout"] = heldout_nats(evaluate, state.params, dataset, QUICK_EVAL, placement)
             seconds = time.monotonic() - begin
             record({"step": number, "seconds": round(seconds, 3), "seen": seen, **values})
-            if stop() or _due(number, optimizer.steps, settings.saves):
+            stopping = any_process(stop())
+            if stopping or _due(number, optimizer.steps, settings.saves):
                 saver.save(state, batches.get_state())
-            if stop():
+            if stopping:
                 saver.wait()
                 raise Interrupted(
                     f"stopped and saved at step {number} of {optimizer.steps}; to go on: archzoo train --resume {out}"
                 )
         saver.save(state, batches.get_state())
-    nats = heldout_nats(evaluate, state.params, dataset)
+    nats = heldout_nats(evaluate, state.params, dataset, placement=placement)
     summary = {
         "heldout_nats": nats,
         "unigram_nats": dataset.unigram_nats,
@@ -176,6 +205,8 @@ def train(
         "steps": optimizer.steps,
         "parameters": spec.param_count(),
     }
+    if not first:
+        return summary
     trained = [(line["step"], line["loss"]) for line in lines]
     evals = [(line["step"], line["heldout"]) for line in lines if "heldout" in line] + [(optimizer.steps, nats)]
     (out / "loss.svg").write_text(loss_curve(out.name, trained, evals, dataset.unigram_nats), encoding="utf-8")
@@ -185,11 +216,55 @@ def train(
 
 @cache
 def _compiled(
-    spec: Spec, execution: Execution, optimizer: Optimizer, losses: Losses, accumulate: int, bias_rate: float
+    spec: Spec,
+    execution: Execution,
+    optimizer: Optimizer,
+    losses: Losses,
+    accumulate: int,
+    bias_rate: float,
+    placement: Placement | None,
 ) -> tuple[Any, Any]:
     """(step, evaluate), compiled once for a process however many runs it does."""
+    if placement is None:
+        step = make_step(spec, execution, optimizer, losses, accumulate, bias_rate)
+        return jax.jit(step, donate_argnums=0), jax.jit(make_eval(spec, execution))
+    execution = replace(execution, rules=placement.rules)
     step = make_step(spec, execution, optimizer, losses, accumulate, bias_rate)
-    return jax.jit(step, donate_argnums=0), jax.jit(make_eval(spec, execution))
+    state, batch, whole = placement.state(spec, optimizer), placement.batch, placement.whole
+    return (
+        jax.jit(step, donate_argnums=0, in_shardings=(state, batch), out_shardings=(state, whole)),
+        jax.jit(make_eval(spec, execution), in_shardings=(state.params, batch), out_shardings=whole),
+    )
+
+
+def placement_of(spec: Spec, settings: Settings) -> Placement | None:
+    """Where a run of these settings lies, None for one device. Raises ValueError as `placement.place` does."""
+    if not settings.mesh:
+        if jax.process_count() > 1:
+            raise ValueError(f"{jax.process_count()} processes need a mesh over their devices, as in --mesh auto")
+        return None
+    rows = settings.batch // settings.accumulate
+    return place(spec, settings.mesh, settings.rules, rows, settings.length)
+
+
+def _initialised(spec: Spec, optimizer: Optimizer, seed: int, placement: Placement | None) -> State:
+    if placement is None:
+        return init_state(spec, optimizer, jax.random.key(seed))
+    made = jax.jit(
+        lambda: init_state(spec, optimizer, jax.random.key(seed)), out_shardings=placement.state(spec, optimizer)
+    )
+    state: State = made()
+    return state
+
+
+def _started(spec: Spec, optimizer: Optimizer, params: Any, placement: Placement | None) -> State:
+    if placement is None:
+        begun: State = start_state(spec, optimizer, params)
+        return begun
+    spread = jax.device_put(params, placement.params(spec))
+    made = jax.jit(partial(start_state, spec, optimizer), out_shardings=placement.state(spec, optimizer))
+    state: State = made(spread)
+    return state
 
 
 def resumable(out: str | os.PathLike[str]) -> tuple[Spec, Settings]:
@@ -221,9 +296,11 @@ def fitted(spec: Spec, tokenizer: Tokenizer, settings: Settings, keep: bool) -> 
     return spec
 
 
-def heldout_nats(evaluate: Any, params: Any, dataset: Dataset, batches: int | None = None) -> float:
+def heldout_nats(
+    evaluate: Any, params: Any, dataset: Dataset, batches: int | None = None, placement: Placement | None = None
+) -> float:
     """Mean loss in nats a token over the held-out batches, or the first of them."""
-    sums = [evaluate(params, batch) for batch in islice(dataset.heldout(), batches)]
+    sums = [evaluate(params, placed(batch, placement)) for batch in islice(dataset.heldout(), batches)]
     return math.fsum(float(nats) for nats, _ in sums) / math.fsum(float(weight) for _, weight in sums)
 
 

@@ -14,7 +14,7 @@ Dimensions: T tokens, C tokens of a chunk, N chunks, D width, V vocab, X experts
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from ..layers.execution import Execution
 from ..layers.mtp import ahead, reaches
 from ..layers.router import balance_loss
 from ..layers.spec import require
+from ..sharding.rules import Rules, axis_names, constrain, parts
 
 Batch = Mapping[str, jax.Array]
 """tokens, targets, segment_ids int32 and weights float32, each [batch, length] (data.py)."""
@@ -63,7 +64,7 @@ def default_losses(spec: Spec) -> Losses:
     routers = [layer.mlp.router for layer in spec.layers if hasattr(layer.mlp, "router")]
     if not routers:
         return Losses(mtp=mtp)
-    if all(router.bias for router in routers):
+    if all(getattr(router, "bias", True) for router in routers):
         return Losses(sequence_balance=1e-4, mtp=mtp)
     return Losses(balance=1e-2, router_z=1e-3, mtp=mtp)
 
@@ -101,11 +102,13 @@ def loss_and_aux(
 ) -> tuple[jax.Array, Sums]:
     """(this batch's share of the step's total loss, its sums). All add up over the batches of a step."""
     hidden_BLD, predicted, aux = forward_all(params, batch, spec, execution, losses)
-    total, nats = token_loss(params, hidden_BLD, batch, spec, losses.z)
+    rules = execution.rules
+    total, nats = token_loss(params, hidden_BLD, batch, spec, losses.z, rules)
     statistics = routers(aux)
     mtp: jax.Array | None = None
     if predicted:
-        later = [token_loss(params, h_BLD, further(batch, k), spec) for k, h_BLD in enumerate(predicted, start=1)]
+        further_on = [(h_BLD, further(batch, k)) for k, h_BLD in enumerate(predicted, start=1)]
+        later = [token_loss(params, h_BLD, targets, spec, rules=rules) for h_BLD, targets in further_on]
         total += losses.mtp * jnp.mean(jnp.stack([loss for loss, _ in later]))
         mtp = jnp.mean(jnp.stack([nats for _, nats in later]))
     total = total / jnp.maximum(whole.weight, 1e-8) + router_loss(statistics, whole, losses)
@@ -143,7 +146,7 @@ def forward(params: Any, batch: Batch, spec: Spec, execution: Execution) -> tupl
 
 
 def token_loss(
-    params: Any, hidden_BLD: jax.Array, batch: Batch, spec: Spec, z: float = 0.0
+    params: Any, hidden_BLD: jax.Array, batch: Batch, spec: Spec, z: float = 0.0, rules: Rules | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """`cross_entropy` of a batch with the model's own head."""
     head = params["embed_VD" if spec.tied else "head_DV"]
@@ -156,6 +159,7 @@ def token_loss(
         scale=spec.logit_scale,
         softcap=spec.logit_softcap,
         z=z,
+        rules=rules,
     )
 
 
@@ -206,6 +210,7 @@ def cross_entropy(
     softcap: float | None = None,
     z: float = 0.0,
     chunk: int | None = None,
+    rules: Rules | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(sum of weight * (nats + z * logsumexp(logits)^2), sum of weight * nats) over all tokens: float32 scalars.
 
@@ -213,14 +218,18 @@ def cross_entropy(
     its gradient is summed in float32.  targets: int [...].  weights: float [...], taken as constants.
     scale: multiplies the logits.  softcap: they then become softcap * tanh(logits / softcap).  chunk: how many tokens
     have logits at a time; None for as many as make these LOGITS numbers, or 8 times as large as hidden. The first
-    result has a gradient, the second none.
+    result has a gradient, the second none. rules: how tokens are spread over the mesh in force, those of a row too.
     """
     width, vocab = head.shape[::-1] if tied else head.shape
     hidden_TD = hidden.reshape(-1, width)
     tokens = hidden_TD.shape[0]
     chunk = max(8 * width * tokens, LOGITS) // vocab if chunk is None else chunk
     chunks = -(-tokens // max(1, chunk))
-    into = partial(_strided, chunks=max(1, min(chunks, tokens)))
+    count = _dividing(max(1, min(chunks, tokens)), tokens, rules)
+
+    def into(x: jax.Array) -> jax.Array:
+        return over_tokens(_strided(x, count), rules)
+
     total, nats = _summed(
         into(hidden_TD), head, into(targets.reshape(-1)), into(weights.reshape(-1)), _Head(tied, scale, softcap, z)
     )
@@ -237,6 +246,33 @@ def _strided(x: jax.Array, chunks: int) -> jax.Array:
 def _chunk(x_CND: jax.Array, targets_CN: jax.Array, weights_CN: jax.Array, i: jax.Array) -> tuple[jax.Array, ...]:
     take = partial(jax.lax.dynamic_index_in_dim, index=i, axis=1, keepdims=False)
     return take(x_CND), take(targets_CN), take(weights_CN)
+
+
+def over_tokens(x: jax.Array, rules: Rules | None) -> jax.Array:
+    """x [C, ...] with its tokens spread over all devices that share the batch or a sequence, where they divide."""
+    if rules is None:
+        return x
+    tokens = _of_tokens(rules)
+    return x if x.shape[0] % _devices(tokens) else constrain(x, tokens, "batch")
+
+
+def _of_tokens(rules: Rules) -> Rules:
+    """The rules by which `batch` is tokens of all rows in one axis."""
+    return replace(rules, batch=tuple(dict.fromkeys((*axis_names(rules.batch), *axis_names(rules.length)))))
+
+
+def _devices(tokens: Rules) -> int:
+    sizes: Any = jax.sharding.get_abstract_mesh().shape
+    return parts(tokens, "batch", sizes)
+
+
+def _dividing(count: int, tokens: int, rules: Rules | None) -> int:
+    """At least so many chunks, whose tokens divide over the devices: a chunk that does not is whole on each of them."""
+    devices = 1 if rules is None else _devices(_of_tokens(rules))
+    if devices == 1 or tokens % devices:
+        return count
+    own = tokens // devices
+    return next(n for n in range(min(count, own), own + 1) if own % n == 0)
 
 
 class _Chunk(NamedTuple):

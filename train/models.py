@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
+from ..layers.accounting import axes
 from ..layers.decoder import Decoder, Spec
+from ..sharding.rules import Rules
 from ..zoo.configs import spec_from_hf
 from ..zoo.huggingface import load_hf
 from ..zoo.registry import MODELS
@@ -20,14 +23,15 @@ from .tokenizer import Tokenizer, bytes_tokenizer, load
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A named model. load: its parameters.  trained: whether they come from a checkpoint, not from initialisation.
+    """A named model. load: its parameters; given a mesh and rules, spread over that.
 
-    tokens: the folder of its tokenizer, which need not be there; None for one of bytes.
+    trained: whether they come from a checkpoint, not from initialisation.  tokens: the folder of its tokenizer, which
+    need not be there; None for one of bytes.
     """
 
     name: str
     spec: Spec
-    load: Callable[[], Any]
+    load: Callable[..., Any]
     trained: bool
     tokens: Path | None
 
@@ -70,7 +74,7 @@ def open_model(name: str, changes: Mapping[str, Any] | None = None, text_only: b
         return Model(
             name=name,
             spec=spec_from_hf(path, text_only=text_only),
-            load=lambda: load_hf(path, text_only=text_only)[1],
+            load=lambda mesh=None, rules=None: load_hf(path, mesh=mesh, rules=rules, text_only=text_only)[1],
             trained=True,
             tokens=path,
         )
@@ -78,17 +82,28 @@ def open_model(name: str, changes: Mapping[str, Any] | None = None, text_only: b
     return Model(
         name=name,
         spec=checkpoint.spec,
-        load=lambda: load_params(steps)[1],
+        load=lambda mesh=None, rules=None: load_params(steps, shardings=_shardings(checkpoint.spec, mesh, rules))[1],
         trained=True,
         tokens=checkpoint.path / "tokenizer",
     )
+
+
+def _shardings(spec: Spec, mesh: Mesh | None, rules: Rules | None) -> Any:
+    return None if mesh is None else (rules or Rules()).shardings(axes(spec), mesh)
 
 
 def _untrained(name: str, spec: Spec) -> Model:
     return Model(
         name=name,
         spec=spec,
-        load=lambda: Decoder(spec).init(jax.random.key(0), None)["params"],
+        load=lambda mesh=None, rules=None: _drawn(spec, mesh, rules),
         trained=False,
         tokens=None,
     )
+
+
+def _drawn(spec: Spec, mesh: Mesh | None, rules: Rules | None) -> Any:
+    def params() -> Any:
+        return Decoder(spec).init(jax.random.key(0), None)["params"]
+
+    return params() if mesh is None else jax.jit(params, out_shardings=_shardings(spec, mesh, rules))()

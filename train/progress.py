@@ -41,6 +41,19 @@ def progress(steps: int, quiet: bool = False) -> Iterator[Callable[[dict[str, An
         yield report
 
 
+@contextmanager
+def counted(quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+    """Yields what to call with (done, of how many, what is at hand): a bar on a terminal, lines in a log, on stderr."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda done, of, words: None if quiet else print(f"{done}/{of}  {words}", file=sys.stderr, flush=True)
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("arithmetic", total=None)
+        yield lambda done, of, words: bar.update(task, completed=done, total=of, description=words)
+
+
 class _Words:
     """Loss, held-out loss and speed of a metrics line, remembering the last ones."""
 

@@ -24,7 +24,7 @@ from ..layers.accounting import axes
 from ..layers.decoder import Decoder, Spec
 from ..layers.execution import Execution
 from ..layers.router import balance_loss, load_metrics
-from ..sharding.rules import Rules
+from ..sharding.rules import Rules, constrain
 from .loss import Batch, Losses, Sums, forward, forward_all, loss_and_aux, measure, routers, token_loss
 from .optimizer import SELECTION_BIAS, Optimizer, learning_rate, make_optimizer
 
@@ -107,7 +107,8 @@ def make_gradient(
         parts, whole = split(batch, accumulate), measure(batch)
         if losses.balance > 0 and accumulate > 1:
             whole = whole._replace(loads=total_of(lambda part: loads(params, part), parts))
-        return total_of(lambda part: of_part(params, part, whole), parts)
+        (total, sums), gradients = total_of(lambda part: of_part(params, part, whole), parts)
+        return (total, sums), as_parameters(gradients, spec, execution.rules)
 
     return gradient
 
@@ -117,9 +118,17 @@ def make_eval(spec: Spec, execution: Execution) -> Callable[[Any, Batch], tuple[
 
     def evaluate(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         hidden_BLD, _ = forward(params, batch, spec, execution)
-        return token_loss(params, hidden_BLD, batch, spec)[1], jnp.sum(batch["weights"])
+        return token_loss(params, hidden_BLD, batch, spec, rules=execution.rules)[1], jnp.sum(batch["weights"])
 
     return evaluate
+
+
+def as_parameters(gradients: Any, spec: Spec, rules: Rules | None) -> Any:
+    """Gradients spread as their parameters, which the partitioner would not always keep."""
+    if rules is None:
+        return gradients
+    names = axes(spec)
+    return jax.tree.map(lambda gradient, own: constrain(gradient, rules, *own), gradients, names)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

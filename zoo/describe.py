@@ -11,12 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 from ..layers.accounting import is_predictor, leaves
 from ..layers.attention import Attention
 from ..layers.block import Parallel, Residual
+from ..layers.chunked import ChunkedAttention
 from ..layers.decoder import Layer, Spec
+from ..layers.expert import GatedExpert
 from ..layers.latent import LatentAttention
 from ..layers.mlp import GatedMLP
 from ..layers.moe import MoE
 from ..layers.shortcut import Shortcut
-from ..layers.zero_experts import ZeroExperts
 
 LENGTH = 4096
 """Tokens for which FLOPs and cache are told, where the model takes so many."""
@@ -190,22 +191,23 @@ def words_of_attention(spec: Any) -> tuple[str, ...]:
     if not isinstance(spec, Attention):
         return _plain(spec)
     kind = "MHA" if spec.kv_heads == spec.heads else "MQA" if spec.kv_heads == 1 else "GQA"
-    short = kind if spec.window is None else f"{kind} {'chunk' if spec.chunked else 'window'} {spec.window}"
+    seen = "chunk" if isinstance(spec, ChunkedAttention) else "window"
+    short = kind if spec.window is None else f"{kind} {seen} {spec.window}"
     lines = [f"{spec.heads} heads on {spec.kv_heads} of {spec.head_dim}"]
     lines += [f"QK-norm per {spec.qk_norm.over}" + " after rope" * spec.qk_norm.after_rope] if spec.qk_norm else []
-    known = {"heads", "kv_heads", "head_dim", "rope", "window", "qk_norm", "scale", "chunked"}
-    return short, *lines, _rope(spec.rope), *_rest(spec, known)
+    known = {"heads", "kv_heads", "head_dim", "rope", "window", "qk_norm", "scores"}
+    return short, *lines, _rope(spec.rope), *_rest(spec, known), *_rest(spec.scores, {"scale"})
 
 
 def words_of_mlp(spec: Any) -> tuple[str, ...]:
-    if isinstance(spec, ZeroExperts):
-        short = f"{spec.experts} experts and {spec.identities} of nothing top-{spec.router.top_k}"
-        return short, f"of {spec.ffn:,}", words_of_router(spec.router)
     if isinstance(spec, Routed):
+        expert = getattr(spec, "expert", GatedExpert())
         shared = " + shared" if getattr(spec, "shared", None) else ""
-        short = f"{spec.experts} experts top-{spec.router.top_k}{shared}"
+        nothing = f" and {count} of nothing" if (count := getattr(spec, "identities", 0)) else ""
+        short = f"{spec.experts} experts{nothing} top-{spec.router.top_k}{shared}"
         kind = () if isinstance(spec, MoE) else _plain(spec)[:1]
-        rest = _rest(spec, {"experts", "ffn", "router", "shared"})
+        kind += _plain(expert) if expert != GatedExpert() else ()
+        rest = _rest(spec, {"experts", "ffn", "router", "shared", "identities", "expert"})
         return short, f"of {spec.ffn:,}", words_of_router(spec.router), *kind, *rest
     if isinstance(spec, Shortcut):
         between = (words_of_mlp(spec.first), words_of_attention(spec.attention), words_of_mlp(spec.second))

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..layers.mtp import MTP
-from ..layers.rope import Linear, Llama3, Rope, Yarn
+from ..layers.rope import Linear, Llama3, LongRope, Rope, Yarn
 
 Config = Mapping[str, Any]
 
@@ -63,6 +63,11 @@ class Fields:
 
     def list(self, name: str, default: Any = _REQUIRED) -> Any:
         return self._typed(name, default, "a list", lambda value: isinstance(value, list | tuple))
+
+    def floats(self, name: str, default: Any = _REQUIRED) -> Any:
+        kind = "a list of finite numbers"
+        value = self._typed(name, default, kind, lambda value: isinstance(value, list) and all(map(_is_finite, value)))
+        return tuple(map(float, value))
 
     def nested(self, name: str) -> "Fields":
         """The config inside this field, empty if there is none."""
@@ -210,6 +215,16 @@ SCALINGS: dict[str, tuple[type, dict[str, str]]] = {
             "truncate": "truncate",
         },
     ),
+    "longrope": (
+        LongRope,
+        {
+            "short": "short_factor",
+            "long": "long_factor",
+            "factor": "factor",
+            "original_length": "original_max_position_embeddings",
+            "attention_factor": "attention_factor",
+        },
+    ),
 }
 """rope_type -> the scaling's class, and its fields -> their names in Hugging Face's configs."""
 
@@ -259,8 +274,14 @@ def _scaled(p: Fields, dim: int, max_length: int, theta: float, interleaved: boo
         cls, names = SCALINGS[kind]
         defaults = {f.name: _REQUIRED if f.default is MISSING else f.default for f in fields(cls)}
         defaults |= {"original_length": max_length} if "original_length" in defaults else {}
-        positive = partial(p.int, least=1)
-        readers = {f.name: positive if f.type is int else p.bool if f.type is bool else p.float for f in fields(cls)}
+        if kind == "longrope":  # without a factor, what the model takes is told by its length
+            defaults["factor"] = max_length / p.int(names["original_length"], max_length, least=1)
+        kinds: dict[Any, Callable[..., Any]] = {
+            int: partial(p.int, least=1),
+            bool: p.bool,
+            tuple[float, ...]: p.floats,
+        }
+        readers: dict[str, Callable[..., Any]] = {f.name: kinds.get(f.type, p.float) for f in fields(cls)}
         scaling = cls(**{name: readers[name](names[name], default) for name, default in defaults.items()})
     p.finish_nested(f"rope_type {kind!r}")
     return Rope(dim=dim, theta=theta, scaling=scaling, interleaved=interleaved)
@@ -283,6 +304,7 @@ def rope_parameters(rope: Rope) -> dict[str, Any]:
     for kind, (cls, names) in SCALINGS.items():
         if isinstance(rope.scaling, cls):
             values = {field: getattr(rope.scaling, name) for name, field in names.items()}
+            values = {field: list(value) if isinstance(value, tuple) else value for field, value in values.items()}
             kept = {field: value for field, value in values.items() if value is not None and value is not True}
             return {"rope_type": kind, "rope_theta": rope.theta} | kept
     return {"rope_type": "default", "rope_theta": rope.theta}

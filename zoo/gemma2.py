@@ -4,7 +4,7 @@ scales, softcaps on scores and on logits, embeddings scaled by sqrt(width)."""
 import math
 from typing import Any
 
-from ..layers.attention import Attention
+from ..layers.attention import Attention, Scores
 from ..layers.block import sandwich_norm
 from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
@@ -31,8 +31,10 @@ def read(c: Fields) -> Spec:
             head_dim=head_dim,
             rope=rope,
             window=seen,
-            scale=c.float("query_pre_attn_scalar", 256) ** -0.5,
-            softcap=softcap("attn_logit_softcapping", 50.0),
+            scores=Scores(
+                scale=c.float("query_pre_attn_scalar", 256) ** -0.5,
+                softcap=softcap("attn_logit_softcapping", 50.0),
+            ),
             bias="qkvo" if c.bool("attention_bias", False) else "",
         )
 
@@ -58,8 +60,8 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
         **write_rope(attention.rope, dialect),
-        "query_pre_attn_scalar": round(attention.scale**-2),
-        "attn_logit_softcapping": attention.softcap,
+        "query_pre_attn_scalar": round(attention.scores.scale**-2),
+        "attn_logit_softcapping": attention.scores.softcap,
         "final_logit_softcapping": spec.logit_softcap,
         "attention_bias": bool(attention.bias),
         "attention_dropout": 0.0,
@@ -80,10 +82,9 @@ def size(
         "kv_heads": kv_heads,
         "head_dim": dim,
         "rope": Rope(dim=dim),
-        "softcap": 50.0,
+        "scores": Scores(scale=scalar**-0.5, softcap=50.0),
     }
-    everywhere = Attention(**common, scale=scalar**-0.5)
-    local = Attention(**common, scale=scalar**-0.5, window=window)
+    everywhere, local = Attention(**common), Attention(**common, window=window)
     return Spec(
         vocab=256_000,
         width=width,

@@ -4,7 +4,7 @@ rope; sandwich norms with zero-centred scales; QK-norm per head; embeddings scal
 import math
 from typing import Any
 
-from ..layers.attention import Attention
+from ..layers.attention import Attention, Scores
 from ..layers.block import sandwich_norm
 from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
@@ -55,7 +55,7 @@ def read(c: Fields) -> Spec:
             rope=ropes[kind],
             window=window,
             qk_norm=QKNorm(norm=norm),
-            scale=c.float("query_pre_attn_scalar", 256) ** -0.5,
+            scores=Scores(scale=c.float("query_pre_attn_scalar", 256) ** -0.5),
             bias="qkvo" if c.bool("attention_bias", False) else "",
         )
 
@@ -90,7 +90,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "num_attention_heads": any_kind.heads,
         "num_key_value_heads": any_kind.kv_heads,
         "head_dim": any_kind.head_dim,
-        "query_pre_attn_scalar": round(any_kind.scale**-2),
+        "query_pre_attn_scalar": round(any_kind.scores.scale**-2),
         "attn_logit_softcapping": None,
         "final_logit_softcapping": spec.logit_softcap,
         "attention_bias": bool(any_kind.bias),
@@ -121,7 +121,7 @@ def size(
         "kv_heads": kv_heads,
         "head_dim": head_dim,
         "qk_norm": QKNorm(norm=norm),
-        "scale": scalar**-0.5,
+        "scores": Scores(scale=scalar**-0.5),
     }
     scaling = Linear(factor=factor) if factor > 1 else None
     local = Attention(**common, rope=Rope(dim=head_dim, theta=1e4), window=window)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..layers.beside import Beside, NormedRouter
 from ..layers.decoder import Spec
+from ..layers.expert import GatedExpert
 from ..layers.lent import NormedAttention
 from ..layers.mlp import GatedMLP
 from ..layers.moe import MoE
@@ -108,7 +109,8 @@ def write_rope(rope: Rope) -> dict[str, Any]:
 
 def read_experts(c: Fields, norm: RMSNorm, activation: str) -> MoE:
     router = NormedRouter(top_k=c.int("top_k_experts"), eps=norm.eps)
-    return MoE(experts=c.int("num_experts"), ffn=c.int("moe_intermediate_size"), router=router, activation=activation)
+    expert = GatedExpert(activation=activation)
+    return MoE(experts=c.int("num_experts"), ffn=c.int("moe_intermediate_size"), router=router, expert=expert)
 
 
 def write(spec: Spec, dialect: int) -> dict[str, Any]:

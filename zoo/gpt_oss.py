@@ -5,10 +5,11 @@ clamped gated experts; biases everywhere.
 from dataclasses import replace
 from typing import Any
 
-from ..layers.attention import Attention
+from ..layers.attention import Attention, Scores
 from ..layers.block import pre_norm
-from ..layers.clamped import ClampedMoE
+from ..layers.clamped import ClampedExpert
 from ..layers.decoder import Spec
+from ..layers.moe import MoE
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope, Yarn
 from ..layers.router import Router
@@ -46,16 +47,15 @@ def read(c: Fields) -> Spec:
             rope=read_rope(c, head_dim),
             window=window,
             bias="qkvo" if c.bool("attention_bias", True) else "",
-            sinks=True,
+            scores=Scores(sinks=True),
         )
 
     layers = [attention(window) for window in layer_windows(c, c.int("sliding_window", 128), lambda i: i % 2 == 0)]
-    mlp = ClampedMoE(
+    mlp = MoE(
         experts=c.int("num_local_experts", c.int("num_experts", 128)),
         ffn=c.int("intermediate_size", 2880),
-        router=Router(top_k=top_k),
-        alpha=c.float("swiglu_alpha", 1.702),
-        limit=c.float("swiglu_limit", 7.0),
+        router=Router(top_k=top_k, logit_bias=True),
+        expert=ClampedExpert(alpha=c.float("swiglu_alpha", 1.702), limit=c.float("swiglu_limit", 7.0)),
     )
     return Spec(**read_common(c), attention=shortest(tuple(layers)), mlp=mlp, block=pre_norm(norm), final_norm=norm)
 
@@ -78,8 +78,8 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "intermediate_size": mlp.ffn,
         "num_local_experts": mlp.experts,
         "num_experts_per_tok": mlp.router.top_k,
-        "swiglu_alpha": mlp.alpha,
-        "swiglu_limit": mlp.limit,
+        "swiglu_alpha": mlp.expert.alpha,
+        "swiglu_limit": mlp.expert.limit,
         "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
@@ -108,14 +108,14 @@ def size(
         head_dim=head_dim,
         rope=Rope(dim=head_dim, theta=150_000.0, scaling=yarn),
         bias="qkvo",
-        sinks=True,
+        scores=Scores(sinks=True),
     )
     return Spec(
         vocab=201_088,
         width=width,
         depth=depth,
         attention=(replace(everywhere, window=window), everywhere),
-        mlp=ClampedMoE(experts=experts, ffn=ffn, router=Router(top_k=4)),
+        mlp=MoE(experts=experts, ffn=ffn, router=Router(top_k=4, logit_bias=True), expert=ClampedExpert()),
         block=pre_norm(norm),
         final_norm=norm,
         max_length=131_072,

@@ -4,7 +4,7 @@ embeddings, of attention scores, of what joins the residual, of logits.
 
 from typing import Any
 
-from ..layers.attention import Attention
+from ..layers.attention import Attention, Scores
 from ..layers.block import pre_norm
 from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
@@ -28,7 +28,7 @@ def read(c: Fields) -> Spec:
             kv_heads=c.int("num_key_value_heads", heads),
             head_dim=head_dim,
             rope=read_rope(c, head_dim),
-            scale=c.float("attention_multiplier", 1.0),
+            scores=Scores(scale=c.float("attention_multiplier", 1.0)),
             bias="qkvo" if c.bool("attention_bias", False) else "",
         ),
         mlp=GatedMLP(ffn=c.int("intermediate_size"), bias=c.bool("mlp_bias", False)),
@@ -50,7 +50,7 @@ def write_multipliers(spec: Spec) -> dict[str, float]:
     rounded = round(divisor, 10)  # 1 / (1 / x) may miss x by a bit
     return {
         "embedding_multiplier": spec.embedding_scale,
-        "attention_multiplier": spec.layers[0].attention.scale,
+        "attention_multiplier": spec.layers[0].attention.scores.scale,
         "residual_multiplier": spec.layers[0].block.scale,
         "logits_scaling": rounded if rounded and 1 / rounded == spec.logit_scale else divisor,
     }
@@ -81,7 +81,7 @@ def size(width: int, ffn: int, depth: int, heads: int, kv_heads: int, divisor: f
         vocab=49_152,
         width=width,
         depth=depth,
-        attention=Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, rope=rope, scale=1 / dim),
+        attention=Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, rope=rope, scores=Scores(scale=1 / dim)),
         mlp=GatedMLP(ffn=ffn),
         block=pre_norm(norm, scale=0.22),
         final_norm=norm,

@@ -12,9 +12,9 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from ..layers.accounting import leaves
 from ..layers.decoder import Origin, Spec
+from ..layers.hashed import TABLE
 from ..sharding.rules import Rules
 from .configs import CONFIG, read_config, spec_from_hf, spec_to_hf
 from .export_files import LazyTensor, write_checkpoint
 from .family import Family
+from .mxfp4 import dequantize_mxfp4, shape_of
 from .registry import FAMILIES
 from .tensors import Checkpoint, Target, aligned, dequantize_blocks, open_checkpoint, read_into
 from .tensors import Entry as Place
@@ -38,6 +40,9 @@ INERT_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 
 FLOATS = tuple(np.dtype(kind) for kind in (np.float32, ml_dtypes.bfloat16, np.float16))
 """What parameters may be."""
+
+INTEGERS = tuple(np.dtype(kind) for kind in (np.int64, np.int32))
+"""What tables are in files, first as they are written; as parameters they are float32 (layers/hashed.py)."""
 
 Path_ = tuple[str, ...]
 
@@ -71,10 +76,11 @@ def load_hf(
     spec = _without_absent_predictor(spec, family, names, checkpoint.root)
     plan = _plan(spec, family, names)
     quantization = read_config(directory)[0].get("quantization_config")
-    source = _Source(checkpoint, names, _block(quantization, checkpoint.root))
+    source = _Source(checkpoint, names, _quantisation(quantization, checkpoint.root))
     _check(source, plan, spec)
 
     dtypes = {leaf.path: np.dtype(dtype) for leaf in leaves(spec)} if dtype else _dtypes(source, plan)
+    dtypes |= {path: np.dtype(np.float32) for path in dtypes if _is_table(path)}
     if mesh is None and _is_on_cpu(jnp.zeros(())):
         return spec, _tree(_on_host({leaf.path: leaf.shape for leaf in leaves(spec)}, dtypes, source, plan))
     params: dict[Path_, jax.Array] = {}
@@ -135,21 +141,37 @@ def _is_on_cpu(array: jax.Array) -> bool:
     return [device.platform for device in array.devices()] == ["cpu"]
 
 
-class _Source:
-    """A checkpoint by the names of the weight map, its block-FP8 weights dequantised as they are read."""
+class _Quantisation(NamedTuple):
+    """How a checkpoint holds the tensors that it quantises: in two, named by these endings; the shape of what they
+    stand for, given the first one's, and that itself in bfloat16.
+    """
 
-    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str], block: tuple[int, int] | None) -> None:
-        self.checkpoint, self.block = checkpoint, block
-        scales = {name: names[name + "_scale_inv"] for name in names if name + "_scale_inv" in names}
-        self.scales = scales if block else {}
-        self.names = {
-            name: real
-            for name, real in names.items()
-            if name.removesuffix("_scale_inv") not in self.scales or name in scales
-        }
+    first: str
+    scales: str
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+    read: Callable[..., np.ndarray[Any, Any]]
+
+
+class _Source:
+    """A checkpoint by the names of the weight map, what it quantises dequantised as it is read."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str], quantisation: _Quantisation | None) -> None:
+        self.checkpoint, self.quantisation = checkpoint, quantisation
+        self.scales: dict[str, str] = {}
+        self.names = dict(names)
+        if quantisation is None:
+            return
+        for name in names:
+            plain = name.removesuffix(quantisation.first)
+            if name.endswith(quantisation.first) and plain + quantisation.scales in names:
+                self.scales[plain] = names[plain + quantisation.scales]
+                self.names[plain] = names[name]
+        stored = {name + end for name in self.scales for end in (quantisation.first, quantisation.scales)}
+        self.names = {name: real for name, real in self.names.items() if name in self.scales or name not in stored}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.checkpoint.shape(self.names[name])
+        stored = self.checkpoint.shape(self.names[name])
+        return self.quantisation.shape(stored) if self.quantisation and name in self.scales else stored
 
     def dtype(self, name: str) -> np.dtype[Any]:
         return np.dtype(ml_dtypes.bfloat16) if name in self.scales else self.checkpoint.dtype(self.names[name])
@@ -162,11 +184,10 @@ class _Source:
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
         tensor = self.checkpoint.read(self.names[name])
-        if name not in self.scales:
+        if self.quantisation is None or name not in self.scales:
             return tensor
-        scale = self.checkpoint.read(self.scales[name])
-        assert self.block is not None
-        return dequantize_blocks(tensor, scale, self.block, ml_dtypes.bfloat16, name=self.where(name))
+        file, plain = self.checkpoint.file(self.names[name]), self.names[name].removesuffix(self.quantisation.first)
+        return self.quantisation.read(tensor, self.checkpoint.read(self.scales[name]), name=f"{file}: tensor {plain!r}")
 
 
 def _names(checkpoint: Checkpoint, family: Family, ignore: tuple[str, ...], text_only: bool) -> dict[str, str]:
@@ -258,9 +279,15 @@ def _check(source: _Source, plan: Mapping[str, Entry], spec: Spec) -> None:
     for name, entry in plan.items():
         if source.shape(name) != entry.shape:
             raise ValueError(f"{source.where(name)} has shape {source.shape(name)}; the config asks for {entry.shape}")
-        if source.dtype(name) not in FLOATS:
-            expected = ", ".join(map(str, FLOATS))
+        kinds = INTEGERS if _is_table(entry.parts[0].path) else FLOATS
+        if source.dtype(name) not in kinds:
+            expected = ", ".join(map(str, kinds))
             raise ValueError(f"{source.where(name)} has type {source.dtype(name)}; expected one of {expected}")
+
+
+def _is_table(path: Path_) -> bool:
+    """Whether the parameter holds whole numbers."""
+    return path[-1] == TABLE
 
 
 def _same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
@@ -285,16 +312,19 @@ def _dtypes(source: _Source, plan: Mapping[str, Entry]) -> dict[Path_, np.dtype[
     return {path: kind for path, (kind, _) in found.items()}
 
 
-def _block(quantization: Any, root: Path) -> tuple[int, int] | None:
-    """The block of a block-FP8 checkpoint. Raises ValueError for any other quantisation."""
-    match quantization:
+def _quantisation(config: Any, root: Path) -> _Quantisation | None:
+    """How a checkpoint is quantised. Raises ValueError for a way that is not read."""
+    match config:
         case None:
             return None
         case {"quant_method": "fp8", "weight_block_size": [int(height), int(width)]}:
-            return height, width
+            read = partial(dequantize_blocks, block=(height, width), dtype=ml_dtypes.bfloat16)
+            return _Quantisation("", "_scale_inv", lambda shape: shape, read)
+        case {"quant_method": "mxfp4"}:
+            return _Quantisation("_blocks", "_scales", shape_of, dequantize_mxfp4)
     raise ValueError(
-        f"{root}: config field 'quantization_config' is {quantization!r:.120}, which is not supported; "
-        "supported: quant_method fp8 with a weight_block_size of two integers"
+        f"{root}: config field 'quantization_config' is {config!r:.120}, which is not supported; "
+        "supported: quant_method mxfp4, or fp8 with a weight_block_size of two integers"
     )
 
 
@@ -370,6 +400,11 @@ def save_hf(
 
 
 def _lazy(entry: Entry, flat: Mapping[Path_, jax.Array]) -> LazyTensor:
+    first = entry.parts[0].path
+    if _is_table(first):
+        kind = INTEGERS[0]
+        whole = lambda: _piece(flat[first], entry.parts[0].place).astype(kind)  # noqa: E731
+        return LazyTensor(name=entry.name, shape=entry.shape, dtype=kind, read=whole)
     kinds = {"/".join(part.path): flat[part.path].dtype for part in entry.parts}
     if len(set(kinds.values())) > 1:
         raise ValueError(

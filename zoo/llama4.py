@@ -3,14 +3,16 @@ QK-norm after rope, without parameters; a token's best expert reads it times its
 
 from typing import Any
 
-from ..layers.attention import Attention
+from ..layers.attention import Attention, Scores
 from ..layers.block import pre_norm
+from ..layers.chunked import ChunkedAttention
 from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
+from ..layers.moe import MoE
 from ..layers.norms import L2Norm, QKNorm, RMSNorm
 from ..layers.rope import Rope
 from ..layers.router import Router
-from ..layers.scaled_input import ScaledInputMoE
+from ..layers.scaled_input import ScaledInputExpert
 from ..layers.temperature import Temperature
 from .family import ATTENTION, EMBEDDINGS, PRE_NORMS, Family, Wrapper, presets
 from .fields import GLOBAL, Fields, read_common, read_rope, write_common, write_rope
@@ -38,15 +40,15 @@ def read(c: Fields) -> Spec:
     tuned = c.bool("attn_temperature_tuning", True)
 
     def attention(has_rope: int, kind: str) -> Attention:
-        return Attention(
+        cls, window = (ChunkedAttention, chunk) if kind == CHUNKED else (Attention, None)
+        return cls(
             heads=heads,
             kv_heads=c.int("num_key_value_heads", heads),
             head_dim=head_dim,
             rope=read_rope(c, head_dim, interleaved=True) if has_rope else None,
-            window=chunk if kind == CHUNKED else None,
-            chunked=kind == CHUNKED,
+            window=window,
             qk_norm=qk_norm if has_rope else None,
-            temperature=temperature if tuned and not has_rope else None,
+            scores=Scores(temperature=temperature if tuned and not has_rope else None),
             bias="qkvo" if c.bool("attention_bias", False) else "",
         )
 
@@ -62,17 +64,17 @@ def read(c: Fields) -> Spec:
     )
 
 
-def experts(count: int, ffn: int, top_k: int = 1) -> ScaledInputMoE:
+def experts(count: int, ffn: int, top_k: int = 1) -> MoE:
     router = Router(top_k=top_k, score="sigmoid", renormalise=False)
-    return ScaledInputMoE(experts=count, ffn=ffn, router=router, shared=GatedMLP(ffn=ffn))
+    return MoE(experts=count, ffn=ffn, router=router, shared=GatedMLP(ffn=ffn), expert=ScaledInputExpert())
 
 
 def write(spec: Spec, dialect: int) -> dict[str, Any]:
     layers, mlps = [layer.attention for layer in spec.layers], [layer.mlp for layer in spec.layers]
     any_layer = layers[0]
     with_rope = next((layer for layer in layers if layer.rope), None)
-    moe = next((mlp for mlp in mlps if isinstance(mlp, ScaledInputMoE)), experts(16, 8192))
-    found = [layer.temperature for layer in layers if layer.temperature]
+    moe = next((mlp for mlp in mlps if isinstance(mlp, MoE)), experts(16, 8192))
+    found = [layer.scores.temperature for layer in layers if layer.scores.temperature]
     temperature = found[0] if found else Temperature(length=8192, first=1)
     return write_common(spec) | {
         "num_attention_heads": any_layer.heads,
@@ -80,7 +82,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "head_dim": any_layer.head_dim,
         **write_rope(with_rope.rope if with_rope else Rope(dim=any_layer.head_dim, theta=500_000.0), dialect),
         "no_rope_layers": [int(layer.rope is not None) for layer in layers],
-        "layer_types": [CHUNKED if layer.chunked else GLOBAL for layer in layers],
+        "layer_types": [CHUNKED if isinstance(layer, ChunkedAttention) else GLOBAL for layer in layers],
         "attention_chunk_size": next((layer.window for layer in layers if layer.window), 8192),
         "use_qk_norm": with_rope is None or with_rope.qk_norm is not None,
         "attn_temperature_tuning": bool(found),
@@ -90,7 +92,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "intermediate_size": moe.ffn,
         "intermediate_size_mlp": next((mlp.ffn for mlp in mlps if isinstance(mlp, GatedMLP)), 16_384),
-        "moe_layers": [i for i, mlp in enumerate(mlps) if isinstance(mlp, ScaledInputMoE)],
+        "moe_layers": [i for i, mlp in enumerate(mlps) if isinstance(mlp, MoE)],
         "num_local_experts": moe.experts,
         "num_experts_per_tok": moe.router.top_k,
         "hidden_act": "silu",
@@ -114,8 +116,8 @@ FEED_FORWARD = rows(
 
 def size(width: int, depth: int, sizes: dict[str, Any], chunk: int, mlp: Any, qk_norm: QKNorm | None) -> Spec:
     norm, rope = RMSNorm(eps=1e-5), Rope(dim=sizes["head_dim"], theta=500_000.0, interleaved=True)
-    local = Attention(**sizes, rope=rope, window=chunk, chunked=True, qk_norm=qk_norm)
-    everywhere = Attention(**sizes, temperature=Temperature(length=chunk, first=1))
+    local = ChunkedAttention(**sizes, rope=rope, window=chunk, qk_norm=qk_norm)
+    everywhere = Attention(**sizes, scores=Scores(temperature=Temperature(length=chunk, first=1)))
     return Spec(
         vocab=202_048,
         width=width,

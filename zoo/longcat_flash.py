@@ -8,11 +8,11 @@ from ..layers.corrected import CorrectedNorm
 from ..layers.decoder import Spec
 from ..layers.latent import LatentAttention
 from ..layers.mlp import GatedMLP
+from ..layers.moe import MoE
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
 from ..layers.router import Router
 from ..layers.shortcut import Shortcut, ShortcutBlock
-from ..layers.zero_experts import ZeroExperts
 from .deepseek_v3 import LATENT, read_latent, write_latent
 from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, Family, presets
 from .fields import Fields, read_common, write_common
@@ -32,7 +32,7 @@ def read(c: Fields) -> Spec:
     c.only("num_hidden_layers", 2 * depth)  # transformers counts attentions
     c = c.over({"num_hidden_layers": 2 * depth, "rope_theta": 1e7})
     router = Router(top_k=c.int("moe_topk"), bias=True, renormalise=False, scale=c.float("routed_scaling_factor", 6.0))
-    experts = ZeroExperts(
+    experts = MoE(
         experts=c.int("n_routed_experts"),
         identities=c.int("zero_expert_num", 0),
         ffn=c.int("expert_ffn_hidden_size"),
@@ -42,7 +42,7 @@ def read(c: Fields) -> Spec:
     return assembled(*parts, c.float("rms_norm_eps", 1e-5), **read_common(c) | {"depth": depth})
 
 
-def assembled(latent: LatentAttention, ffn: int, experts: ZeroExperts, eps: float, **common: Any) -> Spec:
+def assembled(latent: LatentAttention, ffn: int, experts: MoE, eps: float, **common: Any) -> Spec:
     """The model of these parts, whose attention and dense MLP a layer has twice."""
     attention = replace(latent, norm=CorrectedNorm(width=common["width"]))
     dense, norm = GatedMLP(ffn=ffn), RMSNorm(eps=eps)
@@ -97,14 +97,14 @@ TWICE = (
 )
 
 
-def model(latent: LatentAttention, ffn: int, experts: ZeroExperts, width: int, depth: int) -> Spec:
+def model(latent: LatentAttention, ffn: int, experts: MoE, width: int, depth: int) -> Spec:
     common: dict[str, Any] = {"vocab": 131_072, "max_length": 131_072, "bos_id": 1, "eos_ids": (2,)}
     return assembled(latent, ffn, experts, 1e-5, width=width, depth=depth, **common)
 
 
-def zero_experts(count: int, identities: int, top_k: int, ffn: int) -> ZeroExperts:
+def zero_experts(count: int, identities: int, top_k: int, ffn: int) -> MoE:
     router = Router(top_k=top_k, bias=True, renormalise=False, scale=6.0)
-    return ZeroExperts(experts=count, identities=identities, ffn=ffn, router=router)
+    return MoE(experts=count, identities=identities, ffn=ffn, router=router)
 
 
 ROPE = Rope(dim=64, theta=1e7, interleaved=True)

@@ -5,7 +5,7 @@ narrower than keys; rope on a third of a head; experts behind a sigmoid router w
 from dataclasses import replace
 from typing import Any
 
-from ..layers.attention import Attention, Values
+from ..layers.attention import Attention, Scores, Values
 from ..layers.block import pre_norm
 from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
@@ -44,7 +44,7 @@ def read(c: Fields) -> Spec:
             rope=ropes[GLOBAL if window is None else LOCAL],
             window=window,
             values=Values(dim=c.int("v_head_dim", 128), scale=scale),
-            sinks=window is not None,
+            scores=Scores(sinks=window is not None),
             bias="qkv" if c.bool("attention_bias", False) else "",
         )
 
@@ -118,7 +118,7 @@ def size(width: int, ffn: int, depth: int, heads: int, kv_heads: int, dims: Size
     router = Router(top_k=top_k, score="sigmoid", bias=True)
     common: dict[str, Any] = {"heads": heads, "head_dim": head_dim, "values": Values(dim=value_dim, scale=0.707)}
     everywhere = Attention(**common, kv_heads=kv_heads, rope=Rope(dim=rotated, theta=5e6))
-    local = Attention(**common, kv_heads=2 * kv_heads, rope=Rope(dim=rotated), window=window, sinks=True)
+    local = Attention(**common, kv_heads=2 * kv_heads, rope=Rope(dim=rotated), window=window, scores=Scores(sinks=True))
     return Spec(
         vocab=152_576,
         width=width,

@@ -3,7 +3,7 @@ Llama 4."""
 
 from typing import Any
 
-from ..layers.attention import Attention
+from ..layers.attention import Attention, Scores
 from ..layers.block import pre_norm
 from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
@@ -43,7 +43,7 @@ def read(c: Fields) -> Spec:
             head_dim=head_dim,
             rope=read_rope(plain, head_dim),
             window=c.int("sliding_window", None),
-            temperature=temperature,
+            scores=Scores(temperature=temperature),
         ),
         mlp=GatedMLP(ffn=c.int("intermediate_size")),
         block=pre_norm(norm),
@@ -83,7 +83,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
         "sliding_window": attention.window,
-        **write_temperature(write_rope(attention.rope, dialect), attention.temperature),
+        **write_temperature(write_rope(attention.rope, dialect), attention.scores.temperature),
         "attention_dropout": 0.0,
         "intermediate_size": spec.mlp[0].ffn,
         "hidden_act": "silu",
@@ -112,7 +112,7 @@ def size(
             kv_heads=kv_heads,
             head_dim=head_dim,
             rope=Rope(dim=head_dim, theta=1e6, scaling=yarn),
-            temperature=Temperature(length=original),
+            scores=Scores(temperature=Temperature(length=original)),
         ),
         mlp=GatedMLP(ffn=ffn),
         block=pre_norm(norm),

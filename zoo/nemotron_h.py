@@ -1,5 +1,6 @@
 """Nemotron-H (NVIDIA 2025, arXiv 2504.03624): layers of one mixer each, most of them Mamba-2 or an MLP of squared
-ReLUs, a few of them attention without rope.
+ReLUs, a few of them attention without rope. Nemotron 3 (NVIDIA 2025): experts in place of the MLPs, those of the larger
+models in a narrower space.
 """
 
 import math
@@ -8,15 +9,19 @@ from typing import Any
 from ..layers.attention import Attention
 from ..layers.decoder import Spec
 from ..layers.mamba2 import Mamba2
+from ..layers.moe import MoE
+from ..layers.narrow import NarrowMoE
 from ..layers.norms import RMSNorm
-from ..layers.plain import MLP
+from ..layers.plain import MLP, PlainExpert
+from ..layers.router import Router
 from ..layers.single import Absent, Single
+from . import nemotron_experts
 from .family import ATTENTION, Family, presets
 from .fields import Fields, read_common, write_common
 from .gemma3 import shortest
 from .weights import Row, rows
 
-KINDS = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
+KINDS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
 """Of layers, as letters of `hybrid_override_pattern` (transformers 4) and in `layers_block_type` (5)."""
 
 _INERT = """
@@ -25,7 +30,7 @@ time_step_floor time_step_max time_step_rank use_mamba_kernels moe_intermediate_
 moe_shared_expert_intermediate_size moe_shared_expert_overlap mtp_hybrid_override_pattern mtp_layers_block_type n_group
 n_routed_experts n_shared_experts norm_topk_prob num_experts_per_tok routed_scaling_factor topk_group
 """
-"""Also what describes experts: a model that has them is refused by its kinds of layers."""
+"""Also what describes experts in configs of models without: those that have them read it."""
 
 
 def read(c: Fields) -> Spec:
@@ -57,10 +62,11 @@ def read(c: Fields) -> Spec:
     )
     mlp = MLP(ffn=c.int("intermediate_size", 21_504), activation="relu2", bias=c.bool("mlp_bias", False))
     mixers = {"M": mamba, "*": attention}
+    mlps = {"-": mlp, "E": nemotron_experts.read(c) if "E" in kinds else None}
     return Spec(
         **read_common(c.over({"max_position_embeddings": 4096, "num_hidden_layers": len(kinds)})),
         attention=shortest(tuple(mixers.get(kind, Absent()) for kind in kinds)),
-        mlp=shortest(tuple(mlp if kind == "-" else Absent() for kind in kinds)),
+        mlp=shortest(tuple(mlps.get(kind, Absent()) for kind in kinds)),
         block=Single(before=norm),
         final_norm=norm,
     )
@@ -82,7 +88,8 @@ def read_kinds(c: Fields) -> str:
 def write(spec: Spec, dialect: int) -> dict[str, Any]:
     kinds = "".join(kind_of(layer) for layer in spec.layers)
     mamba, attention = (next(at.attention for at in spec.layers if kind_of(at) == kind) for kind in "M*")
-    mlp = next(layer.mlp for layer in spec.layers if kind_of(layer) == "-")
+    found = {kind_of(layer): layer.mlp for layer in spec.layers}
+    mlp, moe = found.get("-", MLP(ffn=21_504, activation="relu2")), found.get("E")
     named = {"layers_block_type": [KINDS[kind] for kind in kinds]}
     return write_common(spec) | {
         **(named if dialect >= 5 else {"hybrid_override_pattern": kinds}),
@@ -93,7 +100,8 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "intermediate_size": mlp.ffn,
         "mlp_hidden_act": mlp.activation,
-        "mlp_bias": mlp.bias,
+        "mlp_bias": moe.shared.bias if moe else mlp.bias,
+        **(nemotron_experts.write(moe) if moe else {}),
         "mamba_num_heads": mamba.heads,
         "mamba_head_dim": mamba.head_dim,
         "n_groups": mamba.groups,
@@ -108,14 +116,15 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
 
 
 def kind_of(layer: Any) -> str:
-    return "M" if isinstance(layer.attention, Mamba2) else "*" if isinstance(layer.attention, Attention) else "-"
+    kinds = {Mamba2: "M", Attention: "*", MLP: "-", MoE: "E", NarrowMoE: "E"}
+    return next(kinds[type(mixer)] for mixer in (layer.attention, layer.mlp) if not isinstance(mixer, Absent))
 
 
 def parts(prefix: str, names: str) -> list[str]:
     return [f"attention/{prefix}{name}" for name in names.split()]
 
 
-MIXER, MIXED = "backbone.layers.{l}.mixer.", "[(K G U) (K E) (K E)]"
+MIXER, MIXED = nemotron_experts.MIXER, "[(K G U) (K E) (K E)]"
 IN = "[(K G U) (K G U) (K E) (K E) (K G)]"
 PUBLISHED = rows(
     (MIXER + "in_proj.weight", IN + " D", *parts("w_", "gate_DKGU v_DKGU k_DKE q_DKE step_DKG")),
@@ -136,6 +145,7 @@ PUBLISHED = rows(
     (MIXER + "down_proj.weight", "D F", "mlp/w_down_FD"),
     (MIXER + "down_proj.bias", "D", "mlp/b_down_D"),
 )
+PUBLISHED += nemotron_experts.ROWS
 PUBLISHED += tuple(
     row._replace(name=row.name.replace("model.", "backbone.").replace("self_attn", "mixer"))
     for row in ATTENTION
@@ -148,14 +158,14 @@ def in_memory(row: Row) -> Row:
     return row._replace(name=row.name.replace("backbone.", "model."))
 
 
-def size(kinds: str, attention: Attention, mamba: Mamba2, ffn: int, width: int) -> Spec:
+def size(kinds: str, attention: Attention, mamba: Mamba2, mlp: Any, width: int) -> Spec:
     norm, mixers = RMSNorm(eps=1e-5), {"M": mamba, "*": attention}
     return Spec(
         vocab=131_072,
         width=width,
         depth=len(kinds),
         attention=tuple(mixers.get(kind, Absent()) for kind in kinds),
-        mlp=tuple(MLP(ffn=ffn, activation="relu2") if kind == "-" else Absent() for kind in kinds),
+        mlp=tuple(mlp if kind in "-E" else Absent() for kind in kinds),
         block=Single(before=norm),
         final_norm=norm,
         max_length=8192,
@@ -171,14 +181,29 @@ BASE_8B = size(
     ORDER_8B,
     Attention(heads=32, kv_heads=8, head_dim=128),
     Mamba2(heads=128, head_dim=64, groups=8, state_dim=128, least_step=0.001),
-    ffn=21_504,
+    MLP(ffn=21_504, activation="relu2"),
     width=4096,
 )
+# Published numbers.
+ORDER_30B = "MEMEM*E" + "MEMEM*E" * 4 + "MEMEMEM*E" + "MEMEMEME"
+NANO_30B = size(
+    ORDER_30B,
+    Attention(heads=32, kv_heads=2, head_dim=128),
+    Mamba2(heads=64, head_dim=64, groups=8, state_dim=128, least_step=0.001),
+    MoE(
+        experts=128,
+        ffn=1856,
+        router=Router(top_k=6, score="sigmoid", bias=True, scale=2.5),
+        expert=PlainExpert(),
+        shared=MLP(ffn=3712, activation="relu2"),
+    ),
+    width=2688,
+).replace(max_length=262_144)
 NANO = size(
     "M-M*-M*-",
     Attention(heads=4, kv_heads=2, head_dim=32),
     Mamba2(heads=8, head_dim=32, groups=2, state_dim=32, least_step=0.001),
-    ffn=512,
+    MLP(ffn=512, activation="relu2"),
     width=128,
 )
 
@@ -187,13 +212,14 @@ FAMILY = Family(
     architecture="NemotronHForCausalLM",
     read=read,
     write=write,
-    weights=PUBLISHED + rows(("lm_head.weight", "V D", "head_DV")),
-    fused=tuple(map(in_memory, PUBLISHED)),
+    weights=PUBLISHED + nemotron_experts.SINGLE + rows(("lm_head.weight", "V D", "head_DV")),
+    fused=tuple(map(in_memory, PUBLISHED + nemotron_experts.STACKED)),
     inert=frozenset(_INERT.split()),
     presets=presets(
         "nemotron_h",
         {
             "nemotron-h-8b": BASE_8B,
+            "nemotron3-nano-30b-a3b": NANO_30B,
             "nemotron-h-nano": NANO.replace(vocab=257, bos_id=256, eos_ids=(256,), pad_id=None),
         },
     ),

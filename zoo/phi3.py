@@ -1,5 +1,5 @@
 """Phi-3 (Abdin et al. 2024, arXiv 2404.14219) and Phi-4 (2024, arXiv 2412.08905): the Llama of its day, with queries,
-keys and values in one tensor, and gate and up in another. Sizes with LongRoPE are refused.
+keys and values in one tensor, and gate and up in another. The sizes for long texts stretch their ropes by LongRoPE.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from ..layers.block import pre_norm
 from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import RMSNorm
-from ..layers.rope import Rope
+from ..layers.rope import LongRope, Rope
 from .family import EMBEDDINGS, PRE_NORMS, Family, presets
 from .fields import Fields, read_common, read_rope, write_common, write_rope
 from .weights import rows
@@ -21,9 +21,9 @@ def read(c: Fields) -> Spec:
     c.only("hidden_act", "silu")
     for dropout in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
         c.only(dropout, 0.0)
-    rope = read_rope(c, head_dim, share=1.0)
-    if rope.scaling is not None:
-        raise ValueError(f"a phi3 stretches its rope by longrope only, which is not supported, not by {rope.scaling}")
+    rope = read_rope(with_original_length(c), head_dim, share=1.0)
+    if not isinstance(rope.scaling, LongRope | None):
+        raise ValueError(f"a phi3 stretches its rope by longrope only, not by {rope.scaling}")
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-5))
     return Spec(
         **read_common(c),
@@ -40,13 +40,31 @@ def read(c: Fields) -> Spec:
     )
 
 
+def with_original_length(c: Fields) -> Fields:
+    """The config with the length that longrope starts from inside its rope, where that has a scaling; "su" is what the
+    first configs call longrope.
+    """
+    original, told = c.int("original_max_position_embeddings", 4096), dict(c.config)
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = dict(c.nested(name).config)
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind in ("su", "longrope"):
+            c.nested(name).only("original_max_position_embeddings", original)
+            rope.pop("type", None)
+            told[name] = rope | {"rope_type": "longrope", "original_max_position_embeddings": original}
+    fields = Fields(told)
+    fields.taken = c.taken
+    return fields
+
+
 def write(spec: Spec, dialect: int) -> dict[str, Any]:
     attention = spec.attention[0]
+    scaling = attention.rope.scaling
     fields = write_common(spec) | {
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "sliding_window": attention.window,
-        "original_max_position_embeddings": spec.max_length,
+        "original_max_position_embeddings": scaling.original_length if scaling else spec.max_length,
         **write_rope(attention.rope, dialect, attention.head_dim),
         "attention_dropout": 0.0,
         "resid_pdrop": 0.0,
@@ -107,6 +125,5 @@ FAMILY = Family(
         ("model.layers.{l}.mlp.gate_up_proj.weight", "[F F] D", "mlp/w_gate_DF", "mlp/w_up_DF"),
         ("model.layers.{l}.mlp.down_proj.weight", "D F", "mlp/w_down_FD"),
     ),
-    inert=frozenset({"original_max_position_embeddings"}),  # what longrope starts from
     presets=presets("phi3", SIZES),
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from archzoo.layers.attention import Attention
+from archzoo.layers.attention import Attention, Scores
 from archzoo.layers.block import inner_post_norm, pre_norm, sandwich_norm
 from archzoo.layers.decoder import Decoder, Spec, param_shapes
 from archzoo.layers.execution import Execution
@@ -52,7 +52,13 @@ def normal(seed: int, *shape: int) -> Any:
 
 FULL = Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), qk_norm=QKNorm())
 LOCAL = Attention(
-    heads=4, kv_heads=1, head_dim=8, rope=Rope(dim=4, interleaved=True), window=3, softcap=5.0, bias="qkvo"
+    heads=4,
+    kv_heads=1,
+    head_dim=8,
+    rope=Rope(dim=4, interleaved=True),
+    window=3,
+    scores=Scores(softcap=5.0),
+    bias="qkvo",
 )
 LATENT = LatentAttention(heads=3, nope_dim=4, value_dim=6, kv_rank=5, rope=Rope(dim=4), q_rank=7)
 DENSE = GatedMLP(ffn=24)

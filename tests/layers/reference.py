@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from archzoo.layers.attention import Attention
+from archzoo.layers.chunked import ChunkedAttention
 from archzoo.layers.decoder import Spec
 from archzoo.layers.latent import LatentAttention
 from archzoo.layers.mlp import GatedMLP
@@ -128,15 +129,15 @@ def attention(spec: Attention, p: Params, x_BLD: Array, positions_BL: Array, seg
     if spec.qk_norm is not None and spec.qk_norm.after_rope:
         q, k = (norm(spec.qk_norm.norm, p.get(f"{n}_norm", {}), y) for n, y in (("q", q), ("k", k)))
     q = q.reshape(*x_BLD.shape[:2], spec.heads, spec.head_dim)
-    if (t := spec.temperature) is not None:
+    if (t := spec.scores.temperature) is not None:
         q = q * (1 + t.strength * np.log(1 + (positions_BL + t.first) // t.length))[:, :, None, None]
     mask = seen(x_BLD.shape[1], spec.window, segments_BL)
-    if spec.chunked:
+    if isinstance(spec, ChunkedAttention):
         chunk_BL = positions_BL // spec.window
         mask = mask & (chunk_BL[:, :, None] == chunk_BL[:, None, :])
-    sinks = f64(p["sinks_KG"]).ravel() if spec.sinks else None
-    scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
-    out = attend(q, k, v * values, mask, scale, spec.softcap, sinks)
+    sinks = f64(p["sinks_KG"]).ravel() if spec.scores.sinks else None
+    scale = spec.head_dim**-0.5 if spec.scores.scale is None else spec.scores.scale
+    out = attend(q, k, v * values, mask, scale, spec.scores.softcap, sinks)
     if spec.gate:
         gate = np.einsum("bld,dkgu->blkgu", x_BLD, f64(p[f"wg_DKG{u}"]))
         out = out / (1 + np.exp(-gate.reshape(out.shape)))

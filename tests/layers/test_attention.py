@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from archzoo.layers import attention as module
-from archzoo.layers.attention import Attention, Keys, Values, attend, mean_keys
+from archzoo.layers.attention import Attention, Keys, Scores, Values, attend, mean_keys
+from archzoo.layers.chunked import ChunkedAttention
 from archzoo.layers.execution import Execution
 from archzoo.layers.norms import L2Norm, LayerNorm, QKNorm, RMSNorm
 from archzoo.layers.rope import Rope
@@ -264,11 +265,15 @@ LAYERS = {
     "narrow_scaled_values": Attention(
         heads=4, kv_heads=2, head_dim=8, values=Values(dim=6, scale=0.7), bias="qkv", gate=True
     ),
-    "sinks": Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), sinks=True),
-    "sinks_in_windows": Attention(heads=4, kv_heads=2, head_dim=8, window=3, sinks=True),
-    "chunks": Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), window=3, chunked=True),
-    "temperature": Attention(heads=4, kv_heads=2, head_dim=8, temperature=Temperature(length=3, strength=2.0, first=1)),
-    "gemma2_local": Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), window=3, scale=0.2, softcap=2.0),
+    "sinks": Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), scores=Scores(sinks=True)),
+    "sinks_in_windows": Attention(heads=4, kv_heads=2, head_dim=8, window=3, scores=Scores(sinks=True)),
+    "chunks": ChunkedAttention(heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), window=3),
+    "temperature": Attention(
+        heads=4, kv_heads=2, head_dim=8, scores=Scores(temperature=Temperature(length=3, strength=2.0, first=1))
+    ),
+    "gemma2_local": Attention(
+        heads=4, kv_heads=2, head_dim=8, rope=Rope(dim=8), window=3, scores=Scores(scale=0.2, softcap=2.0)
+    ),
 }
 
 
@@ -311,7 +316,9 @@ def test_without_rope_positions_do_not_matter() -> None:
 
 @pytest.mark.parametrize("length", [3, 4, 9, 12])
 def test_mean_keys_of_chunks_counts_each_chunk(length: int) -> None:
-    assert mean_keys(length, 4, chunked=True) == pytest.approx(sum(t % 4 + 1 for t in range(length)) / length)
+    assert ChunkedAttention(heads=1, kv_heads=1, head_dim=2, window=4).mean_keys(length) == pytest.approx(
+        sum(t % 4 + 1 for t in range(length)) / length
+    )
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 9, 20])

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from archzoo.layers.clamped import ClampedMoE
+from archzoo.layers.clamped import ClampedExpert
 from archzoo.layers.execution import Execution
 from archzoo.layers.mlp import GatedMLP
-from archzoo.layers.moe import DISPATCH
+from archzoo.layers.moe import MoE
 from archzoo.layers.router import Router
-from archzoo.layers.scaled_input import ScaledInputMoE
+from archzoo.layers.scaled_input import ScaledInputExpert
 from archzoo.layers.spec import Context
+from archzoo.layers.ways import DISPATCH
 
 from . import reference
 from .conftest import GRADIENT, LAYER, close, normal
@@ -22,14 +23,19 @@ BATCH, LENGTH, WIDTH, EXPERTS, FFN = 2, 9, 8, 6, 5
 SLOTS = jnp.arange(LENGTH)
 ROWS = Context(jnp.broadcast_to(SLOTS, (BATCH, LENGTH)), None, jnp.zeros((BATCH, LENGTH), int), SLOTS, None)
 
-CLAMPED = ClampedMoE(experts=EXPERTS, ffn=FFN, router=Router(top_k=2), alpha=1.3, limit=0.8)
-SCALED = ScaledInputMoE(
+CLAMPED = ClampedExpert(alpha=1.3, limit=0.8)
+SCALED = MoE(
     experts=EXPERTS,
     ffn=FFN,
     router=Router(top_k=2, score="sigmoid", renormalise=False),
     shared=GatedMLP(ffn=7),
+    expert=ScaledInputExpert(),
 )
-SPECS = {"clamped": CLAMPED, "scaled_input": SCALED}
+BIASED = Router(top_k=2, logit_bias=True)
+SPECS = {
+    "clamped": MoE(experts=EXPERTS, ffn=FFN, router=BIASED, expert=CLAMPED),
+    "scaled_input": SCALED,
+}
 
 
 def clamped(p: Any, e: int, x: Any, weight: float) -> Any:
@@ -88,7 +94,6 @@ def test_every_dispatch_has_the_same_gradients(name: str) -> None:
         close(gradients(dispatch), gradients("dense"), GRADIENT)
 
 
-@pytest.mark.parametrize("spec", [ClampedMoE, ScaledInputMoE])
-def test_more_choices_than_experts_are_refused(spec: Any) -> None:
-    with pytest.raises(ValueError, match="top_k is 3: it cannot exceed experts, which is 2"):
-        spec(experts=2, ffn=4, router=Router(top_k=3))
+def test_a_limit_that_leaves_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ClampedExpert\.limit is 0\.0: it must be positive"):
+        ClampedExpert(limit=0.0)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from archzoo.layers.execution import Execution
+from archzoo.layers.expert import GatedExpert
 from archzoo.layers.grouped import AT_ONCE, collect, mix, plan, room, spread
-from archzoo.layers.moe import Experts, grouped
-from archzoo.layers.router import Routing
+from archzoo.layers.ways import Tokens, grouped
 
 from . import reference
 from .conftest import BFLOAT16, GRADIENT, HALF, LAYER, close, largest, normal
@@ -143,10 +144,9 @@ def moe_inputs(groups: Any, count: int) -> dict[str, Any]:
 
 def dispatched(groups: Any, at: dict[str, Any]) -> Any:
     """The whole grouped dispatch as a function of everything that has a gradient."""
-    routing = Routing(at["weights"], groups, at["weights"], at["weights"])
-    experts = Experts(at["gate"], at["up"], at["down"], jax.nn.silu)
-    y, dropped = grouped(at["x"][None], jnp.ones((1, len(groups)), bool), routing, experts, 1.0)
-    return y, dropped
+    tokens = Tokens(at["x"][None], jnp.ones((1, len(groups)), bool), at["weights"][None], groups[None])
+    y, dropped = grouped(GatedExpert(), (at["gate"], at["up"], at["down"]), tokens, Execution())
+    return y[0], dropped
 
 
 def test_the_dispatch_and_all_its_gradients_equal_the_loop(case: tuple[Any, int]) -> None:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from archzoo.layers.execution import Execution
+from archzoo.layers.expert import GatedExpert
 from archzoo.layers.mlp import GatedMLP
-from archzoo.layers.moe import DISPATCH, Experts, MoE, capacity
-from archzoo.layers.router import Groups, Router, Routing
+from archzoo.layers.moe import MoE
+from archzoo.layers.router import Groups, Router
 from archzoo.layers.spec import Context
+from archzoo.layers.ways import DISPATCH, Tokens, capacity
 
 from . import reference
 from .conftest import GRADIENT, LAYER, close, normal
@@ -91,16 +93,15 @@ def test_only_neuron_dispatches_by_capacity_unasked(target: str, drops: bool) ->
 # --- capacity --------------------------------------------------------------------------------------------------------
 
 
-def limited(routing: Routing, real_BL: Any, slots: int) -> tuple[Any, int]:
+def limited(tokens: Tokens, slots: int) -> tuple[Any, int]:
     """The weights after dropping: in each row, token by token, best choice first, while the expert has room."""
-    kept, dropped = np.zeros(routing.weights_TK.shape), 0
-    experts = np.asarray(routing.experts_TK).reshape(*real_BL.shape, -1)
-    for b, row in enumerate(experts):
+    kept, dropped = np.zeros(tokens.weights_BLK.shape), 0
+    for b, row in enumerate(tokens.experts_BLK):
         taken = [0] * EXPERTS
-        for t in np.flatnonzero(real_BL[b]):
+        for t in np.flatnonzero(tokens.real_BL[b]):
             for k, expert in enumerate(row[t]):
                 if taken[expert] < slots:
-                    kept[b * LENGTH + t, k] = routing.weights_TK[b * LENGTH + t, k]
+                    kept[b, t, k] = tokens.weights_BLK[b, t, k]
                     taken[expert] += 1
                 else:
                     dropped += 1
@@ -118,36 +119,31 @@ def test_capacity_drops_the_later_tokens_and_counts_them(factor: float, real: An
     skewed = np.array([rng.permutation([0, 1, 2, 0, 1])[:5] for _ in range(BATCH * LENGTH)])
     experts = np.array([list(dict.fromkeys(row))[:2] for row in skewed], np.int32)  # only three of six are used
     weights = np.abs(normal(1, BATCH * LENGTH, 2))
-    routing = Routing(jnp.asarray(weights), jnp.asarray(experts), jnp.asarray(weights), jnp.asarray(weights))
     gate, up, down = normal(2, EXPERTS, FFN, WIDTH), normal(3, EXPERTS, FFN, WIDTH), normal(4, EXPERTS, WIDTH, FFN)
     x = normal(0, BATCH, LENGTH, WIDTH)
-    run = jax.jit(partial(capacity, experts=Experts(gate, up, down, jax.nn.silu), factor=factor))
-    y, dropped = run(x, real, routing)
+    tokens = Tokens(x, real, *(each.reshape(BATCH, LENGTH, 2) for each in (weights, experts)))
+    run = jax.jit(partial(capacity, GatedExpert(), execution=Execution(capacity=factor)))
+    y, dropped = run((gate, up, down), tokens)
 
     slots = min(LENGTH, math.ceil(factor * 2 * LENGTH / EXPERTS))
-    kept, count = limited(routing, real, slots)
-    expected = reference.experts_sum(x.reshape(-1, WIDTH).astype(np.float64), experts, kept, gate, up, down)
-    close(y, expected, LAYER)
+    kept, count = limited(tokens, slots)
+    expected = reference.experts_sum(
+        x.reshape(-1, WIDTH).astype(np.float64), experts, kept.reshape(-1, 2), gate, up, down
+    )
+    close(y.reshape(-1, WIDTH), expected, LAYER)
     assert dropped == count
     assert (count > 0) == (factor < 3)
 
 
 def test_padding_takes_no_slot() -> None:
     """All tokens want one expert with room for three of nine; the padding before them must leave it to them."""
-    experts = np.zeros((LENGTH, 1), np.int32)
-    one = jnp.ones((LENGTH, 1), jnp.float32)
     gate, up, down = normal(0, EXPERTS, FFN, WIDTH), normal(1, EXPERTS, FFN, WIDTH), normal(2, EXPERTS, WIDTH, FFN)
-    weights = Experts(gate, up, down, jax.nn.silu)
     real = np.arange(LENGTH)[None] >= LENGTH - 3
-    y, dropped = capacity(
-        jnp.asarray(normal(9, 1, LENGTH, WIDTH)),
-        jnp.asarray(real),
-        Routing(one, jnp.asarray(experts), one, one),
-        weights,
-        2.0,
-    )
+    one = jnp.ones((1, LENGTH, 1))
+    tokens = Tokens(jnp.asarray(normal(9, 1, LENGTH, WIDTH)), jnp.asarray(real), one, jnp.zeros(one.shape, jnp.int32))
+    y, dropped = capacity(GatedExpert(), (gate, up, down), tokens, Execution())
     assert dropped == 0
-    np.testing.assert_array_equal(np.any(np.asarray(y) != 0, axis=-1), real[0])
+    np.testing.assert_array_equal(np.any(np.asarray(y) != 0, axis=-1), real)
 
 
 def test_dropping_looks_only_at_earlier_tokens() -> None:
@@ -178,7 +174,6 @@ def test_padding_is_left_out_of_the_statistics() -> None:
     [
         ({"experts": 0}, r"MoE\.experts is 0"),
         ({"ffn": 0}, r"MoE\.ffn is 0"),
-        ({"activation": "tanh"}, r"MoE\.activation is 'tanh': it takes silu"),
         ({"router": Router(top_k=7)}, r"MoE\.router\.top_k is 7: it cannot exceed experts, which is 6"),
         (
             {"router": Router(top_k=2, groups=Groups(count=4, kept=2))},
@@ -193,3 +188,8 @@ def test_padding_is_left_out_of_the_statistics() -> None:
 def test_an_impossible_mixture_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MoE(**{"experts": 6, "ffn": 8, "router": Router(top_k=2), **fields})
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"GatedExpert\.activation is 'tanh': it takes silu"):
+        GatedExpert(activation="tanh")

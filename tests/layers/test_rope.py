@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from archzoo.layers.rope import Linear, Llama3, Rope, Yarn, frequencies, rotate
+from archzoo.layers.attention import Attention
+from archzoo.layers.rope import Linear, Llama3, LongRope, Rope, Yarn, frequencies, rotate
 
 from . import reference
 from .conftest import HALF, LAYER, close, normal
@@ -76,6 +77,34 @@ def test_yarn_scales_what_it_turns(fields: dict[str, Any], amplitude: float) -> 
     x = normal(0, 1, 3, DIM)
     y = turned(x, np.zeros((1, 3), np.int32), Rope(dim=DIM, scaling=scaling))
     close(y, x.astype(np.float64) * amplitude, LAYER)  # at position 0 only the amplitude is left
+
+
+LONG = LongRope(
+    short=(1.0, 1.1, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0),
+    long=(1.0, 1.5, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0),
+    factor=32.0,
+    original_length=6,
+)
+
+
+@pytest.mark.parametrize("room", [None, 5, 6, 7, 4096])
+def test_longrope_turns_by_the_long_factors_where_there_is_room_for_more_than_its_original_length(room: Any) -> None:
+    x, positions = normal(0, 1, 4, DIM), np.array([[0, 1, 2, 5]], np.int32)
+    y = jax.jit(lambda room: rotate(x, positions, Rope(dim=DIM, theta=THETA, scaling=LONG), room))(room)
+    factors = LONG.long if (room or 4) > 6 else LONG.short
+    amplitude = math.sqrt(1 + math.log(32) / math.log(6))
+    turn = np.exp(1j * positions[0][:, None] * PLAIN / np.array(factors)) * amplitude
+    expected = (x[0, :, : DIM // 2] + 1j * x[0, :, DIM // 2 :]) * turn
+    close(y[0], np.concatenate([expected.real, expected.imag], axis=-1), LAYER)
+
+
+def test_a_longrope_of_another_width_or_beside_a_narrow_window_is_refused() -> None:
+    rope = Rope(dim=DIM, scaling=LONG)
+    assert Attention(heads=1, kv_heads=1, head_dim=DIM, rope=rope, window=7).window == 7
+    with pytest.raises(ValueError, match=r"Attention\.window is 6: beside LongRope it must exceed original_length, 6"):
+        Attention(heads=1, kv_heads=1, head_dim=DIM, rope=rope, window=6)
+    with pytest.raises(ValueError, match=r"LongRope\.short has 8 factors: a rope of 8 takes half that"):
+        Rope(dim=8, scaling=LONG)
 
 
 @pytest.mark.parametrize("interleaved", [True, False])

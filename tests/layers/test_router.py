@@ -206,7 +206,7 @@ def test_load_metrics_run_from_even_to_collapsed(load: Any, entropy: float, larg
     ("build", "message"),
     [
         (partial(Router, top_k=0), r"Router\.top_k is 0"),
-        (partial(Router, top_k=1, score="tanh"), r"Router\.score is 'tanh': it takes softmax or sigmoid"),
+        (partial(Router, top_k=1, score="tanh"), r"Router\.score is 'tanh': it takes softmax, sigmoid"),
         (partial(Groups, count=0, kept=1), r"Groups\.count is 0"),
         (partial(Groups, count=4, kept=5), r"Groups\.kept is 5: it must be between 1 and count, which is 4"),
         (partial(Groups, count=4, kept=0), r"Groups\.kept is 0"),

@@ -220,7 +220,7 @@ def test_paths_name_single_entries_without_an_index() -> None:
         (partial(dataclasses.replace, LOCAL, kv_heads=0), r"Attention\.kv_heads is 0: it must be positive"),
         (partial(dataclasses.replace, LOCAL, head_dim=-8), r"Attention\.head_dim is -8"),
         (partial(dataclasses.replace, LOCAL, window=0), r"Attention\.window is 0: it must be positive, or None"),
-        (partial(dataclasses.replace, LOCAL, softcap=0.0), r"Attention\.softcap is 0\.0"),
+        (partial(dataclasses.replace, LOCAL.scores, softcap=0.0), r"Scores\.softcap is 0\.0"),
         (partial(dataclasses.replace, LOCAL, bias="qz"), r"Attention\.bias is 'qz': it takes letters of 'qkvo'"),
         (
             partial(dataclasses.replace, LOCAL, rope=Rope(dim=10)),

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from archzoo.layers.execution import Execution
-from archzoo.layers.moe import DISPATCH, MoE
+from archzoo.layers.moe import MoE
 from archzoo.layers.router import Groups, Router
 from archzoo.layers.spec import Context
-from archzoo.layers.zero_experts import ZeroExperts
+from archzoo.layers.ways import DISPATCH
 
 from . import reference
 from .conftest import GRADIENT, LAYER, close, normal
 
 BATCH, LENGTH, WIDTH = 2, 9, 8
 ROUTER = Router(top_k=3, bias=True, renormalise=False, scale=2.5)
-SPEC = ZeroExperts(experts=4, identities=3, ffn=5, router=ROUTER)
+SPEC = MoE(experts=4, identities=3, ffn=5, router=ROUTER)
 
 
 def context() -> Context:
@@ -90,12 +90,12 @@ def test_choices_that_compute_nothing_take_no_slot() -> None:
 def test_with_none_it_is_a_plain_mixture() -> None:
     plain = MoE(experts=4, ffn=5, router=ROUTER)
     params, x = params_of(plain), normal(0, BATCH, LENGTH, WIDTH)
-    y, _ = layer(ZeroExperts(experts=4, identities=0, ffn=5, router=ROUTER))(params, x)
+    y, _ = layer(plain)(params, x)
     close(y, reference.moe(plain, params, x.astype(np.float64)), LAYER)
 
 
 def test_a_token_is_counted_with_its_share_of_choices_that_compute() -> None:
-    assert ZeroExperts(experts=512, identities=256, ffn=8, router=Router(top_k=12)).experts_per_token == 8
+    assert MoE(experts=512, identities=256, ffn=8, router=Router(top_k=12)).experts_per_token == 8
     assert SPEC.experts_per_token == 2
 
 
@@ -104,10 +104,13 @@ def test_a_token_is_counted_with_its_share_of_choices_that_compute() -> None:
     [
         ({"experts": 0}, "experts is 0"),
         ({"identities": -1}, "identities is -1"),
-        ({"router": Router(top_k=8)}, "top_k of up to 7"),
-        ({"router": Router(top_k=2, groups=Groups(count=1, kept=1))}, "no groups"),
+        ({"router": Router(top_k=8)}, "top_k is 8: it cannot exceed experts and identities, which are 7"),
+        (
+            {"router": Router(top_k=2, groups=Groups(count=2, kept=1))},
+            "must divide experts and identities, which are 7",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ZeroExperts(**{"experts": 4, "identities": 3, "ffn": 5, "router": ROUTER} | fields)
+        MoE(**{"experts": 4, "identities": 3, "ffn": 5, "router": ROUTER} | fields)

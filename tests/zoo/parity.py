@@ -1,5 +1,7 @@
-"""Prints the parity table: every case against the installed transformers. With the parity extra: `python
-tests/zoo/parity.py`.
+"""Prints the parity table, every case against the installed transformers, and writes its summary, docs/parity.md.
+
+With the parity extra: `python tests/zoo/parity.py`, or of some families `python tests/zoo/parity.py llama gemma2`:
+the other lines of the summary stay, if they were measured with the same versions.
 
 error: the largest difference of a logit, relative to the standard deviation of the logits, float32 against float32.
 float64: by how much transformers' own logits change, on that scale, when it computes in float64 where it can.
@@ -7,8 +9,13 @@ greedy: how many tokens of greedy generation are the same, of those that no tie 
 round trip: Hugging Face -> archzoo -> Hugging Face: equal in every bit of every tensor and in every config field.
 """
 
+import inspect
+import platform
+import re
 import sys
 import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +25,9 @@ import reference
 from cases import CASES, NEW, PROMPT, TOLERANCE, Case, tolerance
 
 from archzoo import load_hf
+from archzoo.zoo.registry import FAMILIES
+
+SUMMARY = Path(__file__).parents[2] / "docs" / "parity.md"
 
 
 class Row(NamedTuple):
@@ -60,19 +70,79 @@ def measure(case: Case, folder: Path) -> Row:
     )
 
 
-def main() -> int:
+# --- the summary ------------------------------------------------------------------------------------------------------
+
+ABOUT = f"""# Parity
+
+Every family against `transformers`, on tiny random models that between them use each variant it publishes: written by
+`make parity`, which prints all cases (`tests/zoo/cases/`). Measured on a CPU in float32, with {{versions}}.
+
+- error: of the case nearest to its tolerance, the largest difference of a logit, relative to the standard deviation of
+  the logits.
+- tolerance: {TOLERANCE:.0e}, or four times what transformers' own logits change by when it computes in float64.
+- greedy: tokens of greedy generation that are the same, of those that no tie of the two best logits decides.
+- round trip: Hugging Face to archzoo to Hugging Face, every bit of every tensor and every field of the config.
+- lines: of the family's page that are neither empty nor comment, docstrings included; some pages hold two families.
+
+"""
+COLUMNS = ("family", "lines", "cases", "worst case", "error", "tolerance", "greedy", "round trip")
+
+
+def versions() -> str:
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "jax", "flax"))
+    return f"{libraries} and Python {platform.python_version()}"
+
+
+def line(family: str, rows: Sequence[Row]) -> str:
+    """The summary of a family's cases: the worst of them, and sums."""
+    worst = max(rows, key=lambda row: row.error / tolerance(row.float64))
+    greedy = f"{sum(row.greedy.agreed for row in rows)}/{sum(row.greedy.asked for row in rows)}"
+    changed = sum(bool(row.changed) for row in rows)
+    page = inspect.getsourcefile(FAMILIES[family].read)
+    assert page is not None
+    code = [text for text in Path(page).read_text().splitlines() if text.strip() and not text.strip().startswith("#")]
+    cells = (
+        f"[{family}](../zoo/{Path(page).name})",
+        str(len(code)),
+        str(len(rows)),
+        worst.case or "plain",
+        f"{worst.error:.1e}",
+        f"{tolerance(worst.float64):.1e}",
+        greedy,
+        f"{changed} differ" if changed else "equal",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def summary(rows: Sequence[Row], held: str) -> str:
+    """The text of docs/parity.md: a line for each family in `rows`, the others as in `held`, what it said before."""
+    about = ABOUT.format(versions=versions())
+    kept = re.findall(r"^(\| \[(\w+)\].*)$", held, re.MULTILINE) if held.startswith(about) else []
+    lines = {family: text for text, family in kept}
+    for family in dict.fromkeys(row.family for row in rows):
+        lines[family] = line(family, [row for row in rows if row.family == family])
+    table = [f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|"]
+    return about + "\n".join([*table, *(lines[family] for family in FAMILIES if family in lines)]) + "\n"
+
+
+def main(families: Sequence[str]) -> int:
     """0 if every line holds, 1 otherwise."""
-    print(f"transformers {reference.library().__version__}; an error below {TOLERANCE:.0e} or 4 x float64 passes")
+    unknown = set(families) - {case.family for case in CASES}
+    if unknown:
+        raise SystemExit(f"no case is of {', '.join(sorted(unknown))}; families: {', '.join(FAMILIES)}")
+    cases = [case for case in CASES if not families or case.family in families]
+    print(f"{versions()}; an error below {TOLERANCE:.0e} or 4 x float64 passes")
     print(f"\n{HEAD}")
-    failed = 0
-    for case in CASES:
+    rows = []
+    for case in cases:
         with tempfile.TemporaryDirectory() as folder:
-            row = measure(case, Path(folder))
-        failed += not row.holds()
-        print(row, flush=True)
-    print(f"\n{len(CASES) - failed} of {len(CASES)} cases agree")
+            rows.append(measure(case, Path(folder)))
+        print(rows[-1], flush=True)
+    SUMMARY.write_text(summary(rows, SUMMARY.read_text() if SUMMARY.exists() else ""))
+    failed = sum(not row.holds() for row in rows)
+    print(f"\n{len(rows) - failed} of {len(rows)} cases agree; {SUMMARY}")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

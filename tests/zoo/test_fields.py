@@ -69,7 +69,8 @@ def test_two_spellings_of_one_rope_may_stand_side_by_side_but_not_contradict() -
     ("scaling", "words"),
     [
         ({"rope_type": "dynamic", "factor": 2.0}, "'rope_scaling.rope_type' is 'dynamic', which is not supported"),
-        ({"type": "longrope", "long_factor": [1.0]}, "'rope_scaling.type' is 'longrope', which is not supported"),
+        ({"type": "longrope", "long_factor": [1.0]}, "'rope_scaling.short_factor' is missing"),
+        ({"type": "longrope", "short_factor": [1.0, "2"]}, "takes a list of finite numbers"),
         ({"rope_type": ["yarn"]}, r"'rope_scaling.rope_type' is \['yarn'\]"),
         ({"rope_type": "linear"}, "'rope_scaling.factor' is missing"),
         ({"rope_type": "linear", "factor": "8"}, "'rope_scaling.factor' is '8'; it takes a finite number"),

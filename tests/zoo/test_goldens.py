@@ -116,13 +116,39 @@ IN_MEMORY = {
 """Parts of the names that Mixtral and its heirs, Granite and ERNIE publish, and what transformers 5 calls them."""
 
 
+OF_DEEPSEEK_V4 = {
+    r"^head\.": "lm_head.",
+    r"\.attn\.indexer\.compressor\.": ".attn.compressor.indexer.",
+    r"\.attn\.indexer\.weights_proj": ".attn.compressor.indexer.scorer.weights_proj",
+    r"\.attn\.indexer\.wq_b": ".attn.compressor.indexer.q_b_proj",
+    r"\.attn_norm": ".input_layernorm",
+    r"\.ffn_norm": ".post_attention_layernorm",
+    r"\.hc_(attn|ffn)_": r".\1_hc.",
+    r"\.q_norm": ".q_a_norm",
+    r"(?<=\.)norm(?=\.weight)(?<=attn\.norm|ssor\.norm|exer\.norm)": "kv_norm",
+    r"attn_sink": "sinks",
+    r"\.ape$": ".position_bias",
+    r"\.wkv\.": ".kv_proj.",
+    r"\.wgate\.": ".gate_proj.",
+    r"\.w([qo])_([ab])\.": r".\1_\2_proj.",
+    r"\.gate\.bias": ".gate.e_score_correction_bias",
+    r"\.attn\.": ".self_attn.",
+    r"\.ffn\.": ".mlp.",
+}
+"""The names of DeepSeek-V4, in order of replacement."""
+
+
 def fuse(tensors: Mapping[str, Array]) -> dict[str, Array]:
     """The layout that transformers 5 keeps in memory: gate_up_proj [experts, 2 ffn, width], down_proj [experts, width,
     ffn].
     """
     parts = r"block_sparse_moe(\.router\.layer|\.(in|out)put_linear\.weight)?|\bw[123]\b|mlp\.moe_statics"
     tensors = {re.sub(parts, lambda m: IN_MEMORY[m[0]], name): tensor for name, tensor in tensors.items()}
+    if any(name.endswith(".hc_fn") for name in tensors):
+        for old, new in OF_DEEPSEEK_V4.items():
+            tensors = {re.sub(old, new, name): tensor for name, tensor in tensors.items()}
     tensors = {name.replace("attention_sink_bias", "sinks"): tensor for name, tensor in tensors.items()}
+    tensors = {name.replace("backbone.", "model."): tensor for name, tensor in tensors.items()}
     forget = r"(?<=self_attn\.)(f_[ab]_proj|dt_bias|A_log)"
     tensors = {re.sub(forget, r"forget_gate.\1", name): tensor for name, tensor in tensors.items()}
     single = [name for name in tensors if re.search(r"\.experts\.\d", name)]
@@ -132,11 +158,15 @@ def fuse(tensors: Mapping[str, Array]) -> dict[str, Array]:
             taps = [tensors[name.replace("q_conv1d", f"{part}_conv1d")] for part in "qkv"]
             fused[name.replace("q_conv1d", "conv1d")] = np.concatenate(taps)
     for prefix in sorted({name.partition(".experts.")[0] for name in single}):
-        count = sum(name.startswith(f"{prefix}.experts.") for name in tensors) // 3
-        gate, up, down = (
-            [tensors[f"{prefix}.experts.{e}.{part}_proj.weight"] for e in range(count)]
+        count = sum(name.startswith(f"{prefix}.experts.") and name.endswith(".up_proj.weight") for name in tensors)
+        parts = {
+            part: np.stack([tensors[f"{prefix}.experts.{e}.{part}_proj.weight"] for e in range(count)])
             for part in ("gate", "up", "down")
-        )
-        fused[f"{prefix}.experts.gate_up_proj"] = np.concatenate([np.stack(gate), np.stack(up)], axis=1)
-        fused[f"{prefix}.experts.down_proj"] = np.stack(down)
+            if f"{prefix}.experts.0.{part}_proj.weight" in tensors
+        }
+        fused[f"{prefix}.experts.down_proj"] = parts["down"]
+        if "gate" in parts:
+            fused[f"{prefix}.experts.gate_up_proj"] = np.concatenate([parts["gate"], parts["up"]], axis=1)
+        else:
+            fused[f"{prefix}.experts.up_proj"] = parts["up"]
     return fused

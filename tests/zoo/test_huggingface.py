@@ -82,7 +82,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "dropout": (LLAMA, {"attention_dropout": 0.1}, "'attention_dropout' is 0.1, which is not supported"),
     "scores": (DEEPSEEK, {"scoring_func": "softmax"}, "'scoring_func' is 'softmax', which is not supported"),
     "selection": (DEEPSEEK, {"topk_method": "greedy"}, "'topk_method' is 'greedy', which is not supported"),
-    "longrope": ("phi3_gqa", {"rope_scaling": {"type": "longrope"}}, "'rope_scaling.type' is 'longrope', which is not"),
+    "longrope": ("phi3_gqa", {"rope_scaling": {"type": "longrope"}}, "'rope_scaling.short_factor' is missing"),
     "yarn in phi3": ("phi3_gqa", {"rope_scaling": YARN}, "a phi3 stretches its rope by longrope only"),
     "logits": ("granite_gqa_tied", {"logits_scaling": 0}, "'logits_scaling' is 0"),
     "layers without rope": ("smollm3_every_fourth_tied", {"no_rope_layers": [1]}, "'no_rope_layers' must be 0 or 1"),
@@ -598,7 +598,7 @@ def test_an_ablation_that_hugging_face_cannot_hold_is_refused_by_its_first_diffe
 
 
 def test_a_model_of_no_family_is_refused_with_all_of_them() -> None:
-    message = refusal(spec_to_hf, MODELS["llama3-nano"].replace(hf=None, **{"attention.softcap": 8.0}))
+    message = refusal(spec_to_hf, MODELS["llama3-nano"].replace(hf=None, **{"attention.scores.softcap": 8.0}))
     assert f"it is none of {', '.join(FAMILIES)}" in message
 
 

@@ -70,8 +70,16 @@ class Case:
         return _rng(self.name).integers(0, self.config["vocab_size"], (BATCH, LENGTH))
 
     def weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-        """float32 tensors of these names and shapes; all of them random, none at what a model starts with."""
-        return {name: weight(name, tuple(shape), self.family in ZERO_CENTRED) for name, shape in shapes.items()}
+        """float32 tensors of these names and shapes, tables of experts int64; all of them random, none at what a model
+        starts with.
+        """
+        zero_centred = self.family in ZERO_CENTRED
+        return {
+            name: table(name, tuple(shape), self.config["n_routed_experts"])
+            if name.endswith("tid2eid")
+            else weight(name, tuple(shape), zero_centred)
+            for name, shape in shapes.items()
+        }
 
     def write(self, directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """A checkpoint directory with config.json and the weights."""
@@ -94,6 +102,11 @@ def weight(name: str, shape: tuple[int, ...], zero_centred: bool) -> Array:
     else:
         noise *= (2 if name == "lm_head.weight" else 1) * shape[-1] ** -0.5
     return np.asarray(noise, np.float32)
+
+
+def table(name: str, shape: tuple[int, ...], experts: int) -> Array:
+    """int64 [vocab, top_k]: different experts for each token."""
+    return np.argsort(_rng(name).random((shape[0], experts)), axis=1)[:, : shape[1]].astype(np.int64)
 
 
 def tolerance(float64_difference: float) -> float:

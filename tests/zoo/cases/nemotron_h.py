@@ -1,4 +1,4 @@
-"""Nemotron-H, the sizes without experts."""
+"""Nemotron-H, and Nemotron 3 with its experts."""
 
 from typing import Any
 
@@ -53,7 +53,32 @@ def mamba(heads: int, head_dim: int, groups: int, state: int, taps: int) -> dict
     }
 
 
+def experts(count: int, top_k: int, ffn: int, shared: int, latent: int | None) -> dict[str, Any]:
+    return {
+        "moe_intermediate_size": ffn,
+        "moe_latent_size": latent,
+        "moe_shared_expert_intermediate_size": shared,
+        "moe_shared_expert_overlap": False,
+        "n_routed_experts": count,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_experts_per_tok": top_k,
+    }
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
+    "nemotron_h_narrow_experts_in_groups": NEMOTRON_H
+    | FIVE
+    | sizes(48, 40, 3, 1, 8, 77)
+    | mamba(3, 8, 1, 6, 4)
+    | experts(9, 2, 20, 28, 16)
+    | {
+        "layers_block_type": ["moe", "linear_attention", "mlp", "full_attention", "moe"],
+        "mlp_bias": True,
+        "n_group": 3,
+        "norm_topk_prob": False,
+        "topk_group": 2,
+    },
     "nemotron_h_pattern": NEMOTRON_H
     | FOUR
     | sizes(48, 64, 4, 2, 12, 97)
@@ -84,5 +109,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {
         "layers_block_type": ["linear_attention", "full_attention", "mlp"],
         "use_conv_bias": False,
+    },
+    "nemotron_h_experts": NEMOTRON_H
+    | FOUR
+    | sizes(40, 24, 4, 2, 10, 91)
+    | mamba(4, 6, 2, 8, 4)
+    | experts(8, 3, 24, 36, None)
+    | {
+        "hybrid_override_pattern": "MEM*E",
+        "mlp_bias": False,
+        "n_group": 1,
+        "num_hidden_layers": 5,
+        "routed_scaling_factor": 2.5,
+        "topk_group": 1,
     },
 }

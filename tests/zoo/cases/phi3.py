@@ -30,4 +30,46 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.75},
         "tie_word_embeddings": True,
     },
+    "phi3_longrope_near": PHI3
+    | FOUR
+    | dense(32, 40, 2, 4, 2, 90)
+    | {
+        "pad_token_id": None,
+        "original_max_position_embeddings": 64,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2], "long_factor": [1.0, 3.5, 9.0, 40.0]},
+        "rope_theta": 10000.0,
+        "sliding_window": 200,
+    },
+    "phi3_longrope_far": PHI3
+    | FOUR
+    | dense(48, 40, 2, 3, 1, 90)
+    | {
+        "pad_token_id": None,
+        "original_max_position_embeddings": 8,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0, 1.0, 1.1, 1.2, 1.5, 2.0],
+            "long_factor": [1.0, 1.7, 3.5, 5.0, 9.0, 16.0],
+        },
+        "rope_theta": 10000.0,
+        "sliding_window": None,
+    },
+    "phi3_longrope_amplitude": PHI3
+    | FIVE
+    | dense(36, 40, 2, 3, 3, 90)
+    | {
+        "pad_token_id": None,
+        "original_max_position_embeddings": 8,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 500.0,
+            "partial_rotary_factor": 1.0,
+            "attention_factor": 1.25,
+            "original_max_position_embeddings": 8,
+            "short_factor": [1.0] * 6,
+            "long_factor": [1.0, 1.7, 3.5, 5.0, 9.0, 16.0],
+        },
+        "sliding_window": None,
+    },
 }

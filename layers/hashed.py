@@ -1,0 +1,70 @@
+"""Experts by a table of tokens instead of a choice: hash layers (Roller et al. 2021), as the first layers of
+DeepSeek-V4 (DeepSeek-AI 2026, section 2.1) have them. Which experts a token goes to follows from its id
+alone, and never changes; what they weigh is scored as by any router.
+
+The table is a parameter of whole numbers that are held as float32, exact up to 2^24: so parameters stay a tree that can
+be differentiated, in which it has no gradient.
+
+Dimensions: T tokens, D width, X experts, V vocab, K experts of a token."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from .router import SCORES, Groups, Routing, weights_of
+from .spec import require
+
+AXES = {"D": "width", "X": "routes"}
+
+TABLE = "table_VK"
+"""The parameter's name. No axis of it is one of others: it is whole on every device, and no matrix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashRouter:
+    """Each of `vocab` tokens goes to its own `top_k` experts.
+
+    score, renormalise, scale: as of a Router.
+    """
+
+    top_k: int
+    vocab: int
+    score: str = "softmax"
+    renormalise: bool = True
+    scale: float = 1.0
+
+    groups: ClassVar[Groups | None] = None
+
+    def __post_init__(self) -> None:
+        for field in ("top_k", "vocab"):
+            require(self, getattr(self, field) > 0, field, "it must be positive")
+        require(self, self.score in SCORES, "score", f"it takes {', '.join(SCORES)}")
+
+    def shell(self, experts: int) -> nn.Module:
+        return HashRouterShell(self, experts)
+
+
+def spread(key: jax.Array, shape: tuple[int, int], experts: int) -> jax.Array:
+    """A table [vocab, top_k] of different experts for each token, as many tokens to one as to another: float32."""
+    (vocab, top_k), (first, step) = shape, jax.random.split(key)
+    first_V = jax.random.permutation(first, vocab) % experts
+    step_V = jax.random.randint(step, (vocab,), 1, max(experts // max(top_k, 1), 1) + 1)
+    return ((first_V[:, None] + step_V[:, None] * jnp.arange(top_k)) % experts).astype(jnp.float32)
+
+
+class HashRouterShell(nn.Module):
+    spec: HashRouter
+    experts: int
+
+    @nn.compact
+    def __call__(self, x_TD: jax.Array, tokens_T: jax.Array) -> Routing:
+        s, width = self.spec, x_TD.shape[-1]
+        w_DX = self.param("w_DX", nn.initializers.normal(width**-0.5), (width, self.experts), jnp.float32)
+        table_VK = self.param(TABLE, spread, (s.vocab, s.top_k), self.experts)
+        experts_TK = jnp.take(jax.lax.stop_gradient(table_VK), tokens_T, axis=0, mode="clip").astype(jnp.int32)
+        logits_TX = jnp.dot(x_TD.astype(jnp.float32), w_DX.astype(jnp.float32))
+        scores_TX = SCORES[s.score](logits_TX)
+        return Routing(weights_of(scores_TX, experts_TK, s.renormalise, s.scale), experts_TK, scores_TX, logits_TX)

@@ -1,0 +1,59 @@
+"""Training on a mesh is training on one device: losses, gradients, parameters, and where every array lies.
+
+On virtual devices of a CPU, which take a process of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("equality.py")
+TOLERANCE = 1e-5
+DUPLICATE = 1.06
+"""FLOPs of all devices together, relative to one device's."""
+
+FAMILIES = ("llama", "gemma3", "deepseek_v3", "qwen3_moe", "qwen3_next")
+
+
+def table(*arguments: str) -> dict[str, dict[str, Any]]:
+    ran = subprocess.run(
+        [sys.executable, str(PROGRAM), "--json", *arguments], env=os.environ, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    found: dict[str, dict[str, Any]] = json.loads(ran.stdout)
+    return found
+
+
+def assert_equal(found: dict[str, dict[str, Any]]) -> None:
+    for family, rows in found.items():
+        for mesh, row in rows.items():
+            apart = {name: row[name] for name in ("loss", "gradient", "parameters")}
+            assert max(apart.values()) < TOLERANCE, (family, mesh, apart)
+            assert row["misplaced"] == [], (family, mesh)
+            assert row["whole"] == [], (family, mesh)
+            if family in ("llama", "gemma3", "qwen3_next") and "sequence" not in mesh:
+                assert row["flops"] < DUPLICATE, (family, mesh, row["flops"])
+
+
+def test_five_families_train_on_eight_devices_as_on_one() -> None:
+    found = table("--mesh", "fsdp=4,tensor=2", "data=2,expert=2,sequence=2")
+    assert set(found) == set(FAMILIES)
+    assert_equal(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_mesh_of_eight_devices_is_one_device(family: str) -> None:
+    found = table("--family", family)
+    assert len(found[family]) >= 12
+    assert_equal(found)
+
+
+@pytest.mark.slow
+def test_sixteen_devices_are_one_device() -> None:
+    assert_equal(table("--devices", "16", "--family", "llama", "deepseek_v3"))

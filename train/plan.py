@@ -1,0 +1,190 @@
+"""Plans of a training step: compiled for the GPUs of a cluster that one does not have, or by arithmetic where there is
+no compiler; and a search over meshes, rematerialisation and parts of the batch, which compiles what arithmetic likes.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..layers.decoder import Spec
+from ..layers.execution import Execution
+from ..sharding.mesh import Sizes, written
+from ..sharding.plan import Program, compile_program, devices_of, roofline, seconds, summed
+from ..sharding.rules import make_mesh, rules_by_name
+from .estimate import Estimate, Job, estimate, ordered
+from .loss import default_losses
+from .optimizer import Optimizer
+from .placement import Placement, shapes_on
+from .step import make_step
+
+OPTIMIZER = Optimizer(steps=100_000)
+REMATS = ("none", "dots", "full")
+MOST_PARTS = 64
+"""Into how many parts a search cuts a batch at most: each part gathers all weights anew."""
+
+INTEGERS = ("tokens", "targets", "segment_ids")
+SPREAD = ("data", "fsdp", "expert", "tensor")
+"""Axes that a search arranges devices along."""
+
+
+def compiled(job: Job) -> Program:
+    """The real step of training, compiled for the job's GPUs. Raises ValueError where that cannot be."""
+    named = rules_by_name(job.rules)
+    mesh = make_mesh(devices_of(job.instance, job.nodes), **job.sizes)
+    placement = Placement(mesh, named)
+    execution = Execution(dtype=job.dtype, target="gpu", rules=named, remat=job.remat, dispatch=job.dispatch)
+    state = shapes_on(job.spec, OPTIMIZER, placement)
+    batch = {
+        name: jax.ShapeDtypeStruct((job.batch, job.length), dtype, sharding=placement.batch)
+        for name, dtype in (*((name, jnp.int32) for name in INTEGERS), ("weights", jnp.float32))
+    }
+    step = make_step(job.spec, execution, OPTIMIZER, default_losses(job.spec), job.accumulate)
+    out = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
+    return compile_program(step, (state, batch), mesh, job.instance.devices, donate=(0,), out_shardings=out)
+
+
+def planned(job: Job, compile_it: bool = True) -> dict[str, Any]:
+    """Everything about a job, as JSON holds it.
+
+    compiled: whether memory and collectives are the compiler's; otherwise they are arithmetic's, as on hardware that
+    nothing can be compiled for here. bytes, of one device: params, optimizer, temp (what lives during the step alone)
+    and peak. flops: of one device and step. Raises ValueError for a job that does not divide."""
+    reason = job.unfit()
+    if reason is not None:
+        raise ValueError(f"mesh {written(job.sizes)}: {reason}; leave --mesh out to have one chosen")
+    guess = estimate(job)
+    program = compiled(job) if compile_it and job.instance.gpu is not None else None
+    sent = guess.collectives if program is None else program.collectives
+    busy = seconds(job.instance, guess.work, sent, job.dtype, job.nodes)
+    tokens = job.batch * job.length
+    peak = guess.peak if program is None else program.peak
+    state = guess.bytes["params"] + guess.bytes["optimizer"]
+    memory = job.instance.memory.value
+    return {
+        "instance": job.on,
+        "nodes": job.nodes,
+        "devices": job.devices,
+        "mesh": job.sizes,
+        "remat": job.remat,
+        "accumulate": job.accumulate,
+        "batch": job.batch,
+        "length": job.length,
+        "compiled": program is not None,
+        "bytes": {
+            "params": guess.bytes["params"],
+            "optimizer": guess.bytes["optimizer"],
+            "temp": peak - state,
+            "peak": peak,
+        },
+        "predicted_bytes": {**guess.bytes, "peak": guess.peak},
+        "memory": memory,
+        "fits": peak <= memory,
+        "collectives": summed(sent, job.instance),
+        "flops": guess.work.flops,
+        "compile_seconds": None if program is None else program.compile_seconds,
+        "hlo_sha256": None if program is None else program.hlo_sha256,
+        "estimates": roofline(job.instance, job.nodes, busy, tokens, guess.model_flops, job.dtype),
+    }
+
+
+# --- searching -------------------------------------------------------------------------------------------------------
+
+
+def candidates(
+    job: Job, remats: Sequence[str] = REMATS, sizes: Sizes | None = None, accumulate: int | None = None
+) -> Iterator[Job]:
+    """The job on every mesh that divides (or the one given), with every policy and number of parts (or the one)."""
+    for mesh in [sizes] if sizes else meshes(job.devices):
+        on_mesh = dataclasses.replace(job, sizes=mesh)
+        rows = job.batch // on_mesh.parts(("batch",))
+        allowed = range(1, MOST_PARTS + 1) if accumulate is None else (accumulate,)
+        parts = [n for n in allowed if rows and n > 0 and rows % n == 0]
+        if not parts or on_mesh.unfit():
+            continue
+        for remat, count in itertools.product(remats, parts):
+            yield dataclasses.replace(on_mesh, remat=remat, accumulate=count)
+
+
+def meshes(devices: int) -> Iterator[Sizes]:
+    """Every way to arrange so many devices along SPREAD."""
+
+    def split(left: int, axes: tuple[str, ...]) -> Iterator[tuple[int, ...]]:
+        if len(axes) == 1:
+            yield (left,)
+            return
+        for size in (n for n in range(1, left + 1) if left % n == 0):
+            yield from ((size, *rest) for rest in split(left // size, axes[1:]))
+
+    for sizes in split(devices, SPREAD):
+        yield ordered(dict(zip(SPREAD, sizes, strict=True)))
+
+
+def predicted_seconds(job: Job, guess: Estimate) -> float:
+    """By arithmetic, at least (roofline)."""
+    busy = seconds(job.instance, guess.work, guess.collectives, job.dtype, job.nodes)
+    return max(busy.values()) + 1e-3 * sum(busy.values())
+
+
+def ranked(jobs: Iterator[Job]) -> list[tuple[Job, Estimate]]:
+    """Those that arithmetic says fit, fastest first, and of equally fast ones those with most memory left; if none fit,
+    those that need least."""
+    every = [(job, estimate(job)) for job in jobs]
+    fits = [(job, guess) for job, guess in every if guess.peak <= job.instance.memory.value]
+    if not fits:
+        return sorted(every, key=lambda one: one[1].peak)
+    return sorted(fits, key=lambda one: (predicted_seconds(*one), one[1].peak))
+
+
+def default(job: Job, remats: Sequence[str] = REMATS, sizes: Sizes | None = None, accumulate: int | None = None) -> Job:
+    """The job as arithmetic would have it. Raises ValueError for a mesh of other than its devices, and where nothing
+    divides."""
+    if sizes is not None and math.prod(sizes.values()) != job.devices:
+        asked = f"mesh {written(sizes)} needs {math.prod(sizes.values())} devices"
+        raise ValueError(f"{asked}, but {job.nodes} x {job.on} have {job.devices}")
+    found = ranked(candidates(job, remats, sizes, accumulate))
+    if not found:
+        tried = dataclasses.replace(job, sizes=sizes or {"fsdp": job.devices}, accumulate=accumulate or 1)
+        reason = tried.unfit() or f"{job.batch} rows do not divide into {accumulate} parts on each device"
+        raise ValueError(
+            f"no mesh of {job.devices} devices takes a batch of {job.batch} rows of {job.length} tokens: {reason}; "
+            "change --mesh, --batch, --accumulate or --nodes"
+        )
+    return found[0][0]
+
+
+def search(
+    job: Job,
+    most: int,
+    compile_them: bool = True,
+    remats: Sequence[str] = REMATS,
+    report: Callable[[int, int, str], None] = lambda done, of, words: None,
+) -> list[dict[str, Any]]:
+    """Plans of the `most` candidates that arithmetic likes best, on different meshes and policies first; those that fit
+    before those that do not, the fastest first. Each says its rank by arithmetic, from 1.
+
+    report: called with (plans done, of how many, the mesh at hand)."""
+    chosen = ranked(candidates(job, remats))
+    best: dict[tuple[Any, ...], Job] = {}
+    for one, _ in chosen:  # parts of a batch change little else, so the best number of parts stands for its mesh
+        best.setdefault((written(one.sizes), one.remat), one)
+    picked = list(best.values())[:most]
+    plans = []
+    for rank, one in enumerate(picked, start=1):
+        report(rank - 1, len(picked), f"{written(one.sizes)} {one.remat}")
+        plans.append({"predicted_rank": rank, **planned(one, compile_them)})
+    report(len(picked), len(picked), "done")
+    return sorted(plans, key=lambda plan: (not plan["fits"], plan["estimates"]["seconds"]["least"]))
+
+
+def job_of(spec: Spec, on: str, nodes: int, batch: int, length: int, **more: Any) -> Job:
+    """A job on no mesh yet: `default`, `search` and `candidates` find it one."""
+    if min(nodes, batch, length) < 1:
+        raise ValueError(f"--nodes, --batch and --length must be positive, not {nodes}, {batch} and {length}")
+    if length > spec.max_length:
+        raise ValueError(f"--length is {length}: the model takes at most {spec.max_length} tokens")
+    return Job(spec=spec, on=on, nodes=nodes, sizes={"data": 1}, batch=batch, length=length, **more)
