@@ -4,7 +4,7 @@
 
 Each number is the largest of: the relative difference of the losses of five steps; the difference of the gradients of
 the first step, leaf by leaf, relative to the global norm; the difference of the parameters after five steps of gradient
-descent, relative to how far they went at most. Then what the compiled step holds: FLOPs of products of all devices
+descent, relative to the largest parameter. Then what the compiled step holds: FLOPs of products of all devices
 together relative to one device's, and whether shardings and buffers are as the rules say.
 """
 
