@@ -87,9 +87,12 @@ def rotate_last(x_BLE: jax.Array, positions_BL: jax.Array, rope: Rope) -> jax.Ar
 
 def written(held_BNE: jax.Array, entries_BNE: jax.Array, found: Runs, every: int) -> jax.Array:
     """The entries of a cache with the new ones among them: entry i is the document's i-th run."""
-    place_BN = jnp.where(found.is_BN, found.first_BN // every, held_BNE.shape[1])
-    put: Any = jax.vmap(lambda held_NE, at_N, new_NE: held_NE.at[at_N].set(new_NE, mode="drop"))
-    put_BNE: jax.Array = put(held_BNE, place_BN, entries_BNE.astype(held_BNE.dtype))
+    count = held_BNE.shape[1]
+    place_BN = jnp.clip(jnp.where(found.is_BN, found.first_BN // every, count), 0, count)
+    put: Any = jax.vmap(lambda held_NE, at_N, new_NE: held_NE.at[at_N].set(new_NE, mode="clip"))
+    # What is no run goes to a place of its own behind the others, in bounds.
+    held_BNE = jnp.pad(held_BNE, ((0, 0), (0, 1), (0, 0)))
+    put_BNE: jax.Array = put(held_BNE, place_BN, entries_BNE.astype(held_BNE.dtype))[:, :-1]
     return put_BNE
 
 

@@ -64,7 +64,9 @@ class HashRouterShell(nn.Module):
         s, width = self.spec, x_TD.shape[-1]
         w_DX = self.param("w_DX", nn.initializers.normal(width**-0.5), (width, self.experts), jnp.float32)
         table_VK = self.param(TABLE, spread, (s.vocab, s.top_k), self.experts)
-        experts_TK = jnp.take(jax.lax.stop_gradient(table_VK), tokens_T, axis=0, mode="clip").astype(jnp.int32)
+        # Neuron takes no index that may be out of bounds.
+        rows_TK = jnp.take(jax.lax.stop_gradient(table_VK), jnp.clip(tokens_T, 0, s.vocab - 1), axis=0, mode="clip")
+        experts_TK = jnp.clip(rows_TK.astype(jnp.int32), 0, self.experts - 1)
         logits_TX = jnp.dot(x_TD.astype(jnp.float32), w_DX.astype(jnp.float32))
         scores_TX = SCORES[s.score](logits_TX)
         return Routing(weights_of(scores_TX, experts_TK, s.renormalise, s.scale), experts_TK, scores_TX, logits_TX)

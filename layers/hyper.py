@@ -91,7 +91,8 @@ class ReadShell(nn.Module):
         gain_G = self.param("gain_G", nn.initializers.constant(START), (len(self.sizes),), jnp.float32)
         x_BLND = rms_norm(x_BLND.astype(jnp.float32), None, self.spec.norm_eps, axes=2)
         read_BLX = jnp.einsum("BLND,NDX->BLX", x_BLND, w_NDX.astype(jnp.float32))
-        gain_X = jnp.repeat(gain_G.astype(jnp.float32), jnp.array(self.sizes), total_repeat_length=total)
+        gains = zip(gain_G.astype(jnp.float32), self.sizes, strict=True)
+        gain_X = jnp.concatenate([jnp.broadcast_to(gain, (size,)) for gain, size in gains])
         read_BLX = read_BLX * gain_X + bias_X.astype(jnp.float32)
         ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes) - 1)]
         return jnp.split(read_BLX, ends, axis=-1)
