@@ -7,6 +7,7 @@ idle. A step takes at least the longest of these, if all else hides behind it, a
 never faster, and in practice slower than either, as no kernel reaches its peak."""
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ LINKS = {"gpu": ("nvlink", "efa"), "neuron": ("neuronlink", "efa"), "cpu": ("soc
 
 class Program(NamedTuple):
     """A compiled program on one device: bytes of its arguments (donated ones hold the results too), of its temporaries,
-    and in all; its collectives; seconds of compiling; the hash of its text."""
+    and in all; its collectives; seconds of compiling; its fingerprint."""
 
     arguments: int
     temporaries: int
@@ -46,6 +47,12 @@ def devices_of(instance: Instance, nodes: int) -> Sequence[Any]:
     if instance.gpu is None:
         raise ValueError(f"programs can be compiled ahead of time for GPUs, not for {instance.chip}")
     return list(topology(instance.gpu, hosts=nodes, per_host=instance.devices).devices)
+
+
+def fingerprint(text: str) -> str:
+    """The SHA-256 of a program's instructions, wherever in which source they were written."""
+    lines = [re.sub(r", metadata=\{[^}]*\}", "", line) for line in text.splitlines() if " = " in line]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def compile_program(
@@ -74,7 +81,7 @@ def compile_program(
         peak=held.argument_size_in_bytes + held.temp_size_in_bytes + own,
         collectives=tuple(collectives(text, [order[device.id] // per_node for device in mesh.devices.flat])),
         compile_seconds=seconds,
-        hlo_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        hlo_sha256=fingerprint(text),
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -99,7 +100,7 @@ def candidates(
     job: Job, remats: Sequence[str] = REMATS, sizes: Sizes | None = None, accumulate: int | None = None
 ) -> Iterator[Job]:
     """The job on every mesh that divides (or the one given), with every policy and number of parts (or the one)."""
-    for mesh in [sizes] if sizes else meshes(job.devices):
+    for mesh in [sizes] if sizes else filter(partial(counted_on, job.spec), meshes(job.devices)):
         on_mesh = dataclasses.replace(job, sizes=mesh)
         rows = job.batch // on_mesh.parts(("batch",))
         allowed = range(1, MOST_PARTS + 1) if accumulate is None else (accumulate,)
@@ -122,6 +123,14 @@ def meshes(devices: int) -> Iterator[Sizes]:
 
     for sizes in split(devices, SPREAD):
         yield ordered(dict(zip(SPREAD, sizes, strict=True)))
+
+
+def counted_on(spec: Spec, sizes: Sizes) -> bool:
+    """Whether arithmetic can be trusted: where experts lie on tensor devices and on no expert ones, the partitioner
+    makes copies that it does not know of (as compiled, DeepSeek-V3 on fsdp=64,tensor=4 needs nine times the memory).
+    """
+    routed = any(hasattr(layer.mlp, "experts_per_token") for layer in spec.layers)
+    return not routed or sizes.get("tensor", 1) == 1 or sizes.get("expert", 1) > 1
 
 
 def predicted_seconds(job: Job, guess: Estimate) -> float:

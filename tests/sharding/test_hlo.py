@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from archzoo.sharding.hlo import Collective, collectives, shape_bytes
+from archzoo.sharding.plan import fingerprint
 
 NODES = [0, 0, 0, 0, 1, 1, 1, 1]
 """Two nodes of four."""
@@ -137,3 +138,9 @@ def test_a_compiled_program_is_read_as_it_was_written() -> None:
     assert found["all-reduce"] == [part, 7, 2, 2, True]
     assert found["all-to-all"] == [part, 7, 4, 1, True]
     assert found["all-gather"] == [4 * part, 1, 4, 1, True]
+
+
+def test_a_fingerprint_is_of_the_instructions_and_not_of_their_source_lines() -> None:
+    line = '%a = f32[2]{{0}} add(%b, %c), metadata={{op_name="add" source_line={}}}'
+    assert fingerprint(line.format(1)) == fingerprint(line.format(2))
+    assert fingerprint(line.format(1)) != fingerprint(line.format(1).replace("add(", "multiply("))
