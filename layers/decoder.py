@@ -88,6 +88,8 @@ class Spec:
             layers = [entry for entry in getattr(self, name) if entry is not Ellipsis]
             require(self, all(map(is_dataclass, layers)), name, "it takes layer specs, or a tuple of them")
             expand(getattr(self, name), self.depth)
+        streams = {getattr(layer.block, "streams", 1) for layer in self.layers}
+        require(self, len(streams) == 1, "block", "as many streams run through all layers (hyper.py)")
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:

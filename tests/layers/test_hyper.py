@@ -9,10 +9,12 @@ import pytest
 
 from archzoo.layers.accounting import leaves
 from archzoo.layers.attention import Attention
+from archzoo.layers.block import pre_norm
 from archzoo.layers.decoder import Decoder, Spec, init_cache
 from archzoo.layers.execution import Execution
 from archzoo.layers.hyper import HyperConnections, doubly_stochastic
 from archzoo.layers.mlp import GatedMLP
+from archzoo.layers.norms import RMSNorm
 from archzoo.layers.rope import Rope
 from archzoo.layers.spec import Context
 from archzoo.sharding.rules import Rules
@@ -103,3 +105,8 @@ def test_every_parameter_but_the_gains_has_axes_with_rules() -> None:
 def test_what_cannot_be_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"HyperConnections.{field} is 0"):
         HyperConnections(**{field: 0})
+
+
+def test_streams_beside_a_single_residual_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Spec.block .* as many streams run through all layers"):
+        SPEC.replace(block=(BLOCK, pre_norm(RMSNorm())))

@@ -48,13 +48,16 @@ def drawn(seed: int) -> Spec:
         chosen = [list(by_type)[rng.integers(len(by_type))] for _ in range(2)]
         return tuple(by_type[kind][rng.integers(len(by_type[kind]))] for kind in chosen)
 
+    attention, mlp, block = two("attention"), two("mlp"), two("block")
+    if len({getattr(kind, "streams", 1) for kind in block}) > 1:
+        block = block[:1]  # as many streams run through all layers
     return Spec(
         vocab=VOCAB,
         width=WIDTH,
         depth=3,
-        attention=two("attention"),
-        mlp=two("mlp"),
-        block=two("block"),
+        attention=attention,
+        mlp=mlp,
+        block=block,
         tied=bool(rng.integers(2)),
         max_length=64,
     )
