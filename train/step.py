@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..layers.accounting import axes
+from ..layers.accounting import axes, is_predictor, tree_of
 from ..layers.decoder import Decoder, Spec
 from ..layers.execution import Execution
 from ..layers.router import balance_loss, load_metrics
 from ..sharding.rules import Rules, constrain
-from .loss import Batch, Losses, Sums, forward, forward_all, loss_and_aux, measure, routers, token_loss
+from .loss import Batch, Losses, Sums, forward, forward_all, loss_and_aux, measure, predicts, routers, token_loss
 from .optimizer import SELECTION_BIAS, Optimizer, learning_rate, make_optimizer
 
 Metrics = dict[str, jax.Array]
@@ -78,6 +78,10 @@ def make_step(
         (total, sums), gradients = gradient(state.params, batch)
         whole = measure(batch)
         updates, opt_state = transform.update(gradients, state.opt_state, state.params)
+        if spec.mtp is not None and not predicts(spec, losses):  # else weight decay would wear away what is not trained
+            updates = jax.tree.map(
+                lambda idle, u: jnp.zeros_like(u) if idle else u, tree_of(spec, is_predictor), updates
+            )
         params = optax.apply_updates(state.params, updates)
         params = balance_biases(params, {path: held["load_X"] for path, held in sums.statistics.items()}, bias_rate)
         metrics = {
