@@ -443,6 +443,7 @@ class Decoder(nn.Module):
                 in_axes=(0, 0, nn.broadcast),
                 length=run.repeats,
                 unroll=execution.unroll,
+                check_constancy_invariants=False,  # it would trace each layer twice, for outputs that none has
             )
             layers = scan(run.period, execution, keep, name=f"run_{r}")
             of_run = slice(run.start, run.start + len(run.period) * run.repeats)
