@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 STEPS, ROWS, LENGTH, VOCAB = 5, 16, 32, 96
-TOLERANCE = 1e-5
 
 MESHES = (
     "fsdp=4,tensor=2",
@@ -231,7 +230,6 @@ def main() -> int:
     options.add_argument("--family", nargs="*")
     options.add_argument("--mesh", nargs="*")
     options.add_argument("--json", action="store_true")
-    options.add_argument("--dump")
     given = options.parse_args()
     flag = f"--xla_force_host_platform_device_count={given.devices}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
@@ -247,9 +245,6 @@ def main() -> int:
         found[name] = {}
         for mesh in meshes:
             many = trained(spec, mesh, jax.devices())
-            if given.dump:
-                with open(f"{given.dump}/{name}-{mesh}.txt", "w") as file:
-                    file.write(many["text"])
             found[name][mesh] = row = compare(one, many, given.devices)
             if not given.json:
                 print(f"{name:12} {mesh:32} {in_words(row)}", flush=True)
