@@ -1,4 +1,4 @@
-"""The command line: archzoo list, show, diff, train, check, generate, export, import. Each --help has an example.
+"""The command line: archzoo list, show, diff, train, plan, check, generate, export, import. Each --help has an example.
 
 A MODEL is a preset's name, a run of `archzoo train`, a Hugging Face directory, or a spec in a JSON file. Exit codes:
 0 done, 1 failed, 2 wrong usage. The rooms, and JAX with them, are imported by the command that needs them."""
