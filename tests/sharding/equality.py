@@ -210,12 +210,10 @@ def compare(one: dict[str, Any], many: dict[str, Any], devices: int) -> dict[str
 
 
 def holds_stack(line: str) -> bool:
-    """Whether it is a collective over a whole scanned stack of matrices."""
-    found = re.search(r"= [a-z]\w*\[([\d,]+)\]\S* (all-gather|all-reduce|all-to-all)(?:-start)?\(", line)
-    if not found:
-        return False
-    shape = [int(n) for n in found[1].split(",")]
-    return found[2] == "all-gather" and shape[0] == SCANNED and math.prod(shape) > 2 * 32 * 32
+    """Whether it gathers a whole scanned stack of matrices."""
+    found = re.search(r"= [a-z]\w*\[([\d,]+)\]\S* all-gather(?:-start)?\(", line)
+    shape = [int(n) for n in found[1].split(",")] if found else [0]
+    return shape[0] == SCANNED and math.prod(shape) > 2 * 32 * 32
 
 
 def in_words(row: dict[str, Any]) -> str:
