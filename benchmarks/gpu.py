@@ -35,9 +35,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from archzoo.layers.attention import Keys, attend
+from archzoo.layers.attend import attend
 from archzoo.layers.attention_gpu import flash_attention
 from archzoo.layers.grouped_gpu import mix_gated
+from archzoo.layers.mlp import hidden
+from archzoo.layers.products import Keys
 from archzoo.sharding.rules import Rules, make_mesh
 from archzoo.sharding.targets import topology
 
@@ -55,7 +57,7 @@ ATTENTION: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 
 
 def through_kernel(x_TD: Any, experts_TK: Any, weights_TK: Any, gate_XFD: Any, up_XFD: Any, down_XDF: Any) -> Any:
-    return mix_gated(x_TD, experts_TK, weights_TK, (gate_XFD, up_XFD, down_XDF), jax.nn.silu)
+    return mix_gated(x_TD, experts_TK, weights_TK, (gate_XFD, up_XFD, down_XDF), partial(hidden, "silu"))
 
 
 def through_ragged_dot(x_TD: Any, experts_TK: Any, weights_TK: Any, gate_XDF: Any, up_XDF: Any, down_XFD: Any) -> Any:

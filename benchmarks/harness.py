@@ -362,7 +362,7 @@ def _keep(name: str, title: str, row: Row) -> None:
     rows[row.name] = {key: value for key, value in asdict(row).items() if key != "name"}
     file.write_text(json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=1) + "\n")
     below = f"jax {version('jax')}, Python {platform.python_version()}, {os.cpu_count()} cores of {machine()['cpu']}"
-    (RESULTS / f"{name}.svg").write_text(draw(title, below, [Row(name, **held) for name, held in rows.items()]))
+    file.with_suffix(".svg").write_text(draw(title, below, [Row(name, **held) for name, held in rows.items()]))
 
 
 def _footer(rows: Sequence[Row]) -> str:
