@@ -20,15 +20,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from ..sharding.rules import Rules
+from ..sharding.rules import Rules, free
 from .execution import KEPT
+from .products import HIDDEN, Keys, Queries, Rule
 
 LOG2E = math.log2(math.e)
-HIDDEN = -1e30
-"""Below every score, and finite, so that a query that sees no key stays finite too."""
-
 SMALLEST, LARGEST = 16, 128
 """Rows a block may have: a tensor core's least, and what the registers of 8 warps hold."""
 
@@ -47,12 +45,17 @@ class Inputs(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What the kernels are compiled for."""
+    """What the kernels are compiled for.
+
+    in_order: key i is query i's own, and what comes later is hidden; else documents alone hide keys.  exact: they give
+    float32, whatever they take."""
 
     scale: float
     window: int | None
     softcap: float | None
     interpret: bool
+    in_order: bool = True
+    exact: bool = False
 
 
 def flash_attention(
@@ -68,26 +71,87 @@ def flash_attention(
     rules: Rules | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """`attention.attend` where the keys are those of the queries' own tokens: [B, L, K, G, U], in q's dtype.
+    """`attend.attend` where the keys are those of the queries' own tokens: [B, L, K, G, U], in q's dtype.
 
     slots_BL: int32 [B or 1, L], negative for keys that are padding, None for none. segments_BL: int32, packed
     documents. rules: how batch and heads are spread over the mesh in force (`jax.set_mesh`); without them every device
     computes everything, as the partitioner cannot look into a kernel. interpret: run the kernels as plain JAX, on any
     platform and slowly, to test them. Products are summed, and the softmax is taken, in float32. A query with no key
     to see gets zeros."""
-    batch, length, kv_heads, group, _ = q_BLKGE.shape
-    pad = partial(_padded, rows=min(LARGEST, max(SMALLEST, pl.next_power_of_2(length))))
+    batch, length = q_BLKGE.shape[:2]
     documents_BL = jnp.zeros((batch, length), jnp.int32) if segments_BL is None else segments_BL
     key_documents_BL = documents_BL if slots_BL is None else jnp.where(slots_BL < 0, NO_KEY, documents_BL)
-    inputs = Inputs(
+    inputs = _inputs(q_BLKGE, k_BLKE, v_BLKU, documents_BL, key_documents_BL)
+    out_BLHU = _spread(partial(_flash, form=Form(scale, window, softcap, interpret)), inputs, rules)
+    return _grouped(out_BLHU, q_BLKGE, v_BLKU.shape[-1])
+
+
+def met(
+    queries: Queries, keys: Keys, rule: Rule, in_order: bool, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of queries to as many keys, [B, L, K, G, U], and the logsumexp of the scores, [B, L, K, G, 1], HIDDEN
+    for a query that sees none; both float32. For a ring (ring.py): a rule with a window is not for these kernels.
+
+    in_order: key i is query i's own, and later ones are hidden; else slots hide nothing but -1."""
+    out_BLHU, lse_BHL = _met(_of_ring(queries, keys), _form(rule, in_order, interpret))
+    lse_BLH1 = jnp.where(lse_BHL > HIDDEN, lse_BHL / LOG2E, HIDDEN).transpose(0, 2, 1)[..., None]
+    width = keys.v_BMKU.shape[-1]
+    return _grouped(out_BLHU, queries.q_BLKGE, width), _grouped(lse_BLH1, queries.q_BLKGE, 1)
+
+
+def met_back(
+    queries: Queries,
+    told: tuple[jax.Array, jax.Array, jax.Array],
+    keys: Keys,
+    rule: Rule,
+    in_order: bool,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What this block gives to the gradients of queries, keys and values, float32.
+
+    told: of each query the logsumexp of all its scores, out . dout, and dout."""
+    inputs = _of_ring(queries, keys)
+    length = inputs.q_BLHE.shape[1]
+    lse, delta, dout_BLHU = (_padded(x.reshape(*x.shape[:2], -1, x.shape[-1]), length) for x in told)
+    lse_BHL, delta_BHL = (x[..., 0].transpose(0, 2, 1) for x in (lse, delta))
+    form = _form(rule, in_order, interpret)
+    dq_BLHE, dk_BLKE, dv_BLKU = _pulled(form, inputs, dout_BLHU, lse_BHL * LOG2E, delta_BHL)
+    size, width, values = keys.k_BMKE.shape[1], keys.k_BMKE.shape[-1], keys.v_BMKU.shape[-1]
+    dq_BLKGE = _grouped(dq_BLHE, queries.q_BLKGE, width)
+    return dq_BLKGE, dk_BLKE[:, :size, :, :width], dv_BLKU[:, :size, :, :values]
+
+
+def _form(rule: Rule, in_order: bool, interpret: bool) -> Form:
+    assert rule.window is None
+    return Form(rule.scale, None, rule.softcap, interpret, in_order, exact=True)
+
+
+def _of_ring(queries: Queries, keys: Keys) -> Inputs:
+    documents_BL, key_documents_BL = queries.segments_BL, keys.segments_BM
+    if documents_BL is None or key_documents_BL is None:
+        documents_BL, key_documents_BL = jnp.zeros_like(queries.slots_BL), jnp.zeros_like(keys.slots_BM)
+    key_documents_BL = jnp.where(keys.slots_BM < 0, NO_KEY, key_documents_BL)
+    return _inputs(queries.q_BLKGE, keys.k_BMKE, keys.v_BMKU, documents_BL, key_documents_BL)
+
+
+def _inputs(
+    q_BLKGE: jax.Array, k_BLKE: jax.Array, v_BLKU: jax.Array, documents_BL: jax.Array, key_documents_BL: jax.Array
+) -> Inputs:
+    batch, length, kv_heads, group, _ = q_BLKGE.shape
+    pad = partial(_padded, rows=min(LARGEST, max(SMALLEST, pl.next_power_of_2(length))))
+    return Inputs(
         pad(q_BLKGE.reshape(batch, length, kv_heads * group, -1)),
         pad(k_BLKE),
         pad(v_BLKU),
         pad(documents_BL, fill=NO_QUERY),
         pad(key_documents_BL, fill=NO_KEY),
     )
-    out_BLHU = _spread(partial(_flash, form=Form(scale, window, softcap, interpret)), inputs, rules)
-    return out_BLHU[:, :length, :, : v_BLKU.shape[-1]].reshape(batch, length, kv_heads, group, -1)
+
+
+def _grouped(x_BLHU: jax.Array, like_BLKGE: jax.Array, width: int) -> jax.Array:
+    """Without what was added to it, by groups: [B, L, K, G, U]."""
+    batch, length, kv_heads, group, _ = like_BLKGE.shape
+    return x_BLHU[:, :length, :, :width].reshape(batch, length, kv_heads, group, width)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -98,7 +162,7 @@ def _flash(inputs: Inputs, form: Form) -> jax.Array:
 def _spread(function: Callable[[Inputs], jax.Array], inputs: Inputs, rules: Rules | None) -> jax.Array:
     """The function of each device's own rows and heads; whole on every device where they do not divide."""
     mesh: Any = jax.sharding.get_abstract_mesh()
-    if rules is None or mesh.size <= 1 or AxisType.Manual in mesh.axis_types:
+    if rules is None or math.prod(free(mesh).values()) <= 1:
         return function(inputs)
     batch, _, heads = rules.partition(("batch", None, "kv_heads"), mesh)
     parts = [math.prod(mesh.shape[a] for a in ((x,) if isinstance(x, str) else x or ())) for x in (batch, heads)]
@@ -114,6 +178,12 @@ def _spread(function: Callable[[Inputs], jax.Array], inputs: Inputs, rules: Rule
 
 
 def _forward(inputs: Inputs, form: Form) -> tuple[jax.Array, tuple[Any, ...]]:
+    out_BLHU, lse_BHL = checkpoint_name(_met(inputs, form), KEPT)
+    return out_BLHU, (inputs, out_BLHU, lse_BHL)
+
+
+def _met(inputs: Inputs, form: Form) -> tuple[jax.Array, jax.Array]:
+    """Attention, and the logsumexp of its scores, which are in units of log2."""
     q, k, v = inputs[:3]
     batch, length, heads, _ = q.shape
     group, (rows, keys) = heads // k.shape[2], _blocks(length, q, v, most=128)
@@ -123,7 +193,7 @@ def _forward(inputs: Inputs, form: Form) -> tuple[jax.Array, tuple[Any, ...]]:
         return pl.BlockSpec((None, rows, None, x.shape[3]), lambda i, h, b: (b, last - i, h, 0))
 
     line = pl.BlockSpec((None, rows), lambda i, h, b: (b, last - i))
-    out_BLHU = jax.ShapeDtypeStruct((batch, length, heads, v.shape[3]), q.dtype)
+    out_BLHU = _result((batch, length, heads, v.shape[3]), q.dtype, form)
     out_BLHU, lse_BHL = pl.pallas_call(
         partial(_forward_kernel, form=form, keys=keys),
         grid=(last + 1, heads, batch),
@@ -134,8 +204,7 @@ def _forward(inputs: Inputs, form: Form) -> tuple[jax.Array, tuple[Any, ...]]:
         interpret=form.interpret,
         name="flash_forward",
     )(inputs)
-    out_BLHU, lse_BHL = checkpoint_name((out_BLHU, lse_BHL), KEPT)
-    return out_BLHU, (inputs, out_BLHU, lse_BHL)
+    return out_BLHU, lse_BHL
 
 
 def _forward_kernel(refs: Inputs, out_ref: Any, lse_ref: Any, *, form: Form, keys: int) -> None:
@@ -148,15 +217,15 @@ def _forward_kernel(refs: Inputs, out_ref: Any, lse_ref: Any, *, form: Form, key
         out, top_Q, total_Q = carry
         at = pl.ds(j * keys, keys)
         s_QR, _ = _scores(q, _load(refs.k_BLKE, at), form)
-        seen_QR = _seen(first, j * keys, documents_Q[:, None], refs.key_documents_BL[at][None], form.window)
+        seen_QR = _seen(first, j * keys, documents_Q[:, None], refs.key_documents_BL[at][None], form)
         new_Q = jnp.maximum(top_Q, jnp.max(jnp.where(seen_QR, s_QR, HIDDEN), axis=1))
         p_QR = jnp.where(seen_QR, jnp.exp2(s_QR - new_Q[:, None]), 0.0)
-        shrink_Q, p_low = jnp.exp2(top_Q - new_Q), p_QR.astype(out_ref.dtype)
+        shrink_Q, p_low = jnp.exp2(top_Q - new_Q), p_QR.astype(refs.v_BLKU.dtype)
         out = [o * shrink_Q[:, None] + _dot(p_low, v) for o, v in zip(out, _load(refs.v_BLKU, at), strict=True)]
         return out, new_Q, total_Q * shrink_Q + jnp.sum(p_QR, axis=1)
 
     start = (_zeros(rows, width), jnp.full(rows, HIDDEN, jnp.float32), jnp.zeros(rows, jnp.float32))
-    out, top_Q, total_Q = jax.lax.fori_loop(*_keys_seen(first, rows, keys, form.window), step, start)
+    out, top_Q, total_Q = jax.lax.fori_loop(*_keys_seen(refs, first, rows, keys, form), step, start)
     total_Q = jnp.where(total_Q == 0, 1.0, total_Q)
     _store(out_ref, [o / total_Q[:, None] for o in out])
     lse_ref[...] = top_Q + jnp.log2(total_Q)
@@ -167,11 +236,18 @@ def _forward_kernel(refs: Inputs, out_ref: Any, lse_ref: Any, *, form: Form, key
 
 def _backward(form: Form, saved: tuple[Any, ...], dout_BLHU: jax.Array) -> tuple[Inputs]:
     inputs, out_BLHU, lse_BHL = saved
+    delta_BHL = jnp.einsum("BLHU,BLHU->BHL", out_BLHU, dout_BLHU, preferred_element_type=jnp.float32)
+    return (Inputs(*_pulled(form, inputs, dout_BLHU, lse_BHL, delta_BHL), None, None),)
+
+
+def _pulled(
+    form: Form, inputs: Inputs, dout_BLHU: jax.Array, lse_BHL: jax.Array, delta_BHL: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradients of queries, keys and values."""
     q, k, v = inputs[:3]
     batch, length, heads, _ = q.shape
     kv_heads = k.shape[2]
     group, (keeps, takes) = heads // kv_heads, _blocks(length, q, v, most=64)
-    delta_BHL = jnp.einsum("BLHU,BLHU->BHL", out_BLHU, dout_BLHU, preferred_element_type=jnp.float32)
     compiled = triton.CompilerParams(num_warps=8, num_stages=2)
     kernel = partial(pl.pallas_call, compiler_params=compiled, interpret=form.interpret)
 
@@ -188,7 +264,7 @@ def _backward(form: Form, saved: tuple[Any, ...], dout_BLHU: jax.Array) -> tuple
         grid=(length // keeps, kv_heads, batch),
         in_specs=[Inputs(readers(q), block(k), block(v), _line(length), line), readers(dout_BLHU), sums, sums],
         out_specs=(block(k), block(v)),
-        out_shape=(jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
+        out_shape=(_result(k.shape, k.dtype, form), _result(v.shape, v.dtype, form)),
         name="flash_backward_keys",
     )(inputs, dout_BLHU, lse_BHL, delta_BHL)
     sums = pl.BlockSpec((None, None, keeps), lambda i, h, b: (b, h, i))
@@ -202,10 +278,14 @@ def _backward(form: Form, saved: tuple[Any, ...], dout_BLHU: jax.Array) -> tuple
             sums,
         ],
         out_specs=block(q),
-        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        out_shape=_result(q.shape, q.dtype, form),
         name="flash_backward_queries",
     )(inputs, dout_BLHU, lse_BHL, delta_BHL)
-    return (Inputs(dq_BLHE, dk_BLKE, dv_BLKU, None, None),)
+    return dq_BLHE, dk_BLKE, dv_BLKU
+
+
+def _result(shape: tuple[int, ...], dtype: Any, form: Form) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32 if form.exact else dtype)
 
 
 _flash.defvjp(_forward, _backward)
@@ -221,7 +301,7 @@ def _keys_kernel(
     keys = dk_ref.shape[0]
     first = pl.program_id(0) * keys
     k, v, documents_R = _load(refs.k_BLKE), _load(refs.v_BLKU), refs.key_documents_BL[...]
-    begin, end = jax.lax.div(first, rows), length // rows
+    begin, end = jax.lax.div(first, rows) if form.in_order else 0, length // rows
     if form.window is not None:
         end = jnp.minimum(end, jax.lax.div(first + keys + form.window - 2, rows) + 1)
 
@@ -231,7 +311,7 @@ def _keys_kernel(
         at = pl.ds(i * rows, rows)
         q, dout = _load(refs.q_BLHE, at, g), _load(dout_ref, at, g)
         s_RQ, slope_RQ = _scores(k, q, form)
-        seen_RQ = _seen(i * rows, first, refs.documents_BL[at][None], documents_R[:, None], form.window)
+        seen_RQ = _seen(i * rows, first, refs.documents_BL[at][None], documents_R[:, None], form)
         p_RQ = jnp.where(seen_RQ, jnp.exp2(s_RQ - lse_ref[g, at][None]), 0.0)
         dv = [d + _dot(p_RQ.astype(o.dtype), o) for d, o in zip(dv, dout, strict=True)]
         ds_RQ = p_RQ * (_products(v, dout) - delta_ref[g, at][None]) * slope_RQ
@@ -257,12 +337,12 @@ def _queries_kernel(
         at = pl.ds(j * keys, keys)
         k = _load(refs.k_BLKE, at)
         s_QR, slope_QR = _scores(q, k, form)
-        seen_QR = _seen(first, j * keys, documents_Q[:, None], refs.key_documents_BL[at][None], form.window)
+        seen_QR = _seen(first, j * keys, documents_Q[:, None], refs.key_documents_BL[at][None], form)
         p_QR = jnp.where(seen_QR, jnp.exp2(s_QR - lse_Q[:, None]), 0.0)
         ds_QR = p_QR * (_products(dout, _load(refs.v_BLKU, at)) - delta_Q[:, None]) * slope_QR
         return [d + _dot(ds_QR.astype(x.dtype), x) for d, x in zip(dq, k, strict=True)]
 
-    dq = jax.lax.fori_loop(*_keys_seen(first, rows, keys, form.window), step, _zeros(rows, width))
+    dq = jax.lax.fori_loop(*_keys_seen(refs, first, rows, keys, form), step, _zeros(rows, width))
     _store(dq_ref, [d * form.scale for d in dq])
 
 
@@ -278,18 +358,23 @@ def _scores(a: list[Any], b: list[Any], form: Form) -> tuple[Any, Any]:
     return capped * (form.softcap * LOG2E), 1.0 - capped * capped
 
 
-def _seen(first_query: Any, first_key: Any, documents_Q: Any, documents_R: Any, window: int | None) -> Any:
+def _seen(first_query: Any, first_key: Any, documents_Q: Any, documents_R: Any, form: Form) -> Any:
     """Which keys a query sees, as a mask of the shape that the two documents, [Q, 1] and [1, R] or [1, Q] and [R, 1],
     broadcast to.
     """
+    if not form.in_order:
+        return documents_Q == documents_R
     q = first_query + jax.lax.broadcasted_iota(jnp.int32, documents_Q.shape, int(documents_Q.shape[0] == 1))
     k = first_key + jax.lax.broadcasted_iota(jnp.int32, documents_R.shape, int(documents_R.shape[0] == 1))
     seen = (k <= q) & (documents_Q == documents_R)
-    return seen if window is None else seen & (q - k < window)
+    return seen if form.window is None else seen & (q - k < form.window)
 
 
-def _keys_seen(first: Any, rows: int, keys: int, window: int | None) -> tuple[Any, Any]:
+def _keys_seen(refs: Inputs, first: Any, rows: int, keys: int, form: Form) -> tuple[Any, Any]:
     """The range of blocks of keys that `rows` queries from `first` on may see."""
+    if not form.in_order:
+        return 0, refs.k_BLKE.shape[0] // keys
+    window = form.window
     begin = 0 if window is None else jax.lax.div(jnp.maximum(first - (window - 1), 0), keys)
     return begin, jax.lax.div(first + rows - 1, keys) + 1
 

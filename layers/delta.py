@@ -26,6 +26,7 @@ from .convolution import convolve
 from .dense import attach, project, weight
 from .execution import Execution
 from .norms import RMSNorm
+from .relay import relayed
 from .spec import Context, require
 
 AXES = {
@@ -214,13 +215,20 @@ class GatedDeltaShell(nn.Module):
         sizes |= {"E": s.key_dim, "U": s.value_dim, "T": s.taps}
         w = partial(weight, self, sizes=sizes, execution=self.execution)
         shape = (sizes["K"], sizes["G"])
+        rules = self.execution.rules
         held = cache or dict.fromkeys(("q_BTKE", "k_BTKE", "v_BTKGU", "memory_BKGEU"))
         q_BLKE = project("BLD,DKE->BLKE", x_BLD, w("w_q_DKE", inputs="D"))
         k_BLKE = project("BLD,DKE->BLKE", x_BLD, w("w_k_DKE", inputs="D"))
         v_BLKGU = project("BLD,DKGU->BLKGU", x_BLD, w("w_v_DKGU", inputs="D"))
-        q_BLKE, q_BTKE = convolve(q_BLKE, w("conv_q_KET", inputs="T"), context, held["q_BTKE"])
-        k_BLKE, k_BTKE = convolve(k_BLKE, w("conv_k_KET", inputs="T"), context, held["k_BTKE"])
-        v_BLKGU, v_BTKGU = convolve(v_BLKGU, w("conv_v_KGUT", inputs="T"), context, held["v_BTKGU"])
+        q_BLKE, q_BTKE = convolve(
+            q_BLKE, w("conv_q_KET", inputs="T"), context, held["q_BTKE"], rules, ("kv_heads", None)
+        )
+        k_BLKE, k_BTKE = convolve(
+            k_BLKE, w("conv_k_KET", inputs="T"), context, held["k_BTKE"], rules, ("kv_heads", None)
+        )
+        v_BLKGU, v_BTKGU = convolve(
+            v_BLKGU, w("conv_v_KGUT", inputs="T"), context, held["v_BTKGU"], rules, ("kv_heads", "q_per_kv", None)
+        )
 
         step_BLKG = project("BLD,DKG->BLKG", x_BLD, w("w_step_DKG", inputs="D")).astype(jnp.float32)
         rate_BLKG = project("BLD,DKG->BLKG", x_BLD, w("w_rate_DKG", inputs="D")).astype(jnp.float32)
@@ -233,7 +241,7 @@ class GatedDeltaShell(nn.Module):
             (-forget_KG * jax.nn.softplus(step_BLKG + bias_KG))[..., None],
             s.reach * jax.nn.sigmoid(rate_BLKG),
         )
-        out_BLKGU, memory_BKGEU = delta_rule(tokens, context, held["memory_BKGEU"])
+        out_BLKGU, memory_BKGEU = relayed(delta_rule, tokens, context, held["memory_BKGEU"], rules)
         out_BLKGU = attach(self, s.norm.shell(self.execution, "U"), "out_norm")(out_BLKGU)
         gate_BLKGU = project("BLD,DKGU->BLKGU", x_BLD, w("w_gate_DKGU", inputs="D")).astype(jnp.float32)
         out_BLKGU = (out_BLKGU * jax.nn.silu(gate_BLKGU)).astype(x_BLD.dtype)

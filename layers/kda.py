@@ -18,6 +18,7 @@ from .delta import Tokens, delta_rule, log_rate, time_bias, unit
 from .dense import attach, project, weight
 from .execution import Execution
 from .norms import RMSNorm
+from .relay import relayed
 from .spec import Context, require
 
 AXES = {"D": "width", "H": "heads", "E": "head_dim", "R": "latent_dim", "T": "taps", "B": "batch"}
@@ -70,7 +71,9 @@ class KimiDeltaShell(nn.Module):
         def mixed(name: str) -> tuple[jax.Array, jax.Array]:
             x_BLHE = project("BLD,DHE->BLHE", x_BLD, w(f"w{name}_DHE", inputs="D"))
             held = None if cache is None else cache[f"{name}_BTHE"]
-            x_BLHE, new_BTHE = convolve(x_BLHE, w(f"conv_{name}_HET", inputs="T"), context, held)
+            x_BLHE, new_BTHE = convolve(
+                x_BLHE, w(f"conv_{name}_HET", inputs="T"), context, held, self.execution.rules, ("heads", None)
+            )
             return jax.nn.silu(x_BLHE), new_BTHE
 
         def narrow(name: str) -> jax.Array:
@@ -90,9 +93,8 @@ class KimiDeltaShell(nn.Module):
             decay_BLHE[:, :, :, None],
             jax.nn.sigmoid(rate_BLH)[..., None],
         )
-        out_BLHGE, memory_BHGEE = delta_rule(
-            tokens, context, None if cache is None else cache["memory_BHEE"][:, :, None]
-        )
+        before_BHGEE = None if cache is None else cache["memory_BHEE"][:, :, None]
+        out_BLHGE, memory_BHGEE = relayed(delta_rule, tokens, context, before_BHGEE, self.execution.rules)
         out_BLHE = attach(self, s.norm.shell(self.execution, "E"), "out_norm")(out_BLHGE[:, :, :, 0])
         out_BLHE = (out_BLHE * jax.nn.sigmoid(narrow("gate"))).astype(x_BLD.dtype)
         y_BLD = project("BLHE,HED->BLD", out_BLHE, w("wo_HED", inputs="HE"))

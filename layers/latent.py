@@ -18,15 +18,19 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from .attention import Keys, attend, mean_keys
+from ..sharding.rules import Rules, parts
+from .attend import attend
 from .cache import held_slots, new_slots
 from .corrected import CorrectedNorm
 from .dense import attach, project, weight
 from .execution import Execution
 from .indexer import Borrowed, Candidates, Choice, Indexer, Query, attend_chosen, choose
 from .norms import RMSNorm
+from .products import Keys, Queries, Rule, mean_keys
+from .ring import Held, around
 from .rope import Rope, Yarn, rotate
 from .spec import Context, require
+from .spread import is_spread, line, spread, to_heads
 from .temperature import Temperature, sharpen
 
 AXES = {
@@ -115,16 +119,63 @@ def expanded(
     execution: Execution | None = None,
 ) -> jax.Array:
     """Attention among the new tokens with keys and values read out of their latents: [B, L, H, V]."""
+    q_BLHGP, weights = q_BLHP[:, :, :, None], (wk_CHN, wv_CHV)
+    rules = None if execution is None else execution.rules
+    if rules is not None and execution is not None and _travels(latent_BLT, weights, rules):
+        return _around(q_BLHGP, latent_BLT, weights, slots_BL, context, scale, rules, execution.target)[:, :, :, 0]
+    keys = Keys(*read_out((latent_BLT,), weights), slots_BL, context.segments_BL)
+    out = attend(q_BLHGP, [keys], context.slots_L, context.segments_BL, scale=scale, execution=execution)
+    return out[:, :, :, 0]
+
+
+def read_out(latents: tuple[jax.Array, ...], weights: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    """Keys [B, L, H, P] and values [B, L, H, V] of the one latent [B, L, T], by (wk_CHN, wv_CHV)."""
+    (latent_BLT,), (wk_CHN, wv_CHV) = latents, weights
     rank = wk_CHN.shape[0]
     c_BLC, rotated_BLR = latent_BLT[..., :rank], latent_BLT[..., rank:]
     nope_BLHN = project("BLC,CHN->BLHN", c_BLC, wk_CHN)
     shared_BLHR = jnp.broadcast_to(rotated_BLR[:, :, None], (*nope_BLHN.shape[:3], rotated_BLR.shape[-1]))
-    k_BLHP = jnp.concatenate([nope_BLHN, shared_BLHR], axis=-1)
-    v_BLHV = project("BLC,CHV->BLHV", c_BLC, wv_CHV)
-    keys = Keys(k_BLHP, v_BLHV, slots_BL, context.segments_BL)
-    q_BLHGP = q_BLHP[:, :, :, None]
-    out = attend(q_BLHGP, [keys], context.slots_L, context.segments_BL, scale=scale, execution=execution)
-    return out[:, :, :, 0]
+    return jnp.concatenate([nope_BLHN, shared_BLHR], axis=-1), project("BLC,CHV->BLHV", c_BLC, wv_CHV)
+
+
+def _travels(latent_BLT: jax.Array, weights: tuple[jax.Array, ...], rules: Rules) -> bool:
+    """Whether devices share the sequence, and a latent is less than the keys and values that one of them reads of
+    it.
+    """
+    shared = line(rules, latent_BLT.shape[1]) if is_spread(rules) else None
+    if shared is None:
+        return False
+    wk_CHN, wv_CHV = weights
+    sizes: Any = dict(jax.sharding.get_abstract_mesh().shape)
+    devices, heads = parts(rules, "heads", sizes), wk_CHN.shape[1]
+    rotated = latent_BLT.shape[-1] - wk_CHN.shape[0]
+    own = heads if heads % devices else heads // devices
+    less = latent_BLT.shape[-1] <= own * (wk_CHN.shape[-1] + rotated + wv_CHV.shape[-1])
+    return less and not to_heads(rules, shared, own)
+
+
+def _around(
+    q_BLHGP: jax.Array,
+    latent_BLT: jax.Array,
+    weights: tuple[jax.Array, ...],
+    slots_BL: jax.Array,
+    context: Context,
+    scale: float,
+    rules: Rules,
+    target: str,
+) -> jax.Array:
+    """`expanded` among devices that share the sequence: latents travel, and are read out where they come."""
+    shared, at = line(rules, latent_BLT.shape[1]), latent_BLT.shape[:2]
+    assert shared is not None
+
+    def own(q: Any, slots: Any, key_slots: Any, segments: Any, latent: Any, *weights: Any) -> jax.Array:
+        queries, held = Queries(q, slots, segments), Held((latent,), key_slots, segments)
+        return around(queries, held, shared, Rule(scale), read_out, weights, target=target)
+
+    slots = jnp.broadcast_to(context.slots_L, at), jnp.broadcast_to(slots_BL, at)
+    row, heads = ("batch", "length"), (None, "heads")
+    axes = ((*row, "heads"), row, row, row, row, heads, heads)
+    return spread(own, rules, (q_BLHGP, *slots, context.segments_BL, latent_BLT, *weights), axes, axes[0])
 
 
 def absorbed(

@@ -25,6 +25,7 @@ from .delta import log_rate, time_bias
 from .dense import bias, project, weight
 from .execution import Execution
 from .norms import rms_norm
+from .relay import relayed
 from .spec import Context, require
 
 AXES = {
@@ -149,7 +150,9 @@ class Mamba2Shell(nn.Module):
 
         def mixed(name: str, axes: str) -> tuple[jax.Array, jax.Array]:
             held = None if cache is None else cache[f"{name}_BT{axes}"]
-            y, new = convolve(projected(name, axes), w(f"conv_{name}_{axes}T", inputs="T"), context, held)
+            channels, rules = [AXES[letter] if letter in "KG" else None for letter in axes], self.execution.rules
+            kernel = w(f"conv_{name}_{axes}T", inputs="T")
+            y, new = convolve(projected(name, axes), kernel, context, held, rules, channels)
             y = y + b(f"b_conv_{name}_{axes}") if s.conv_bias else y
             return jax.nn.silu(y).astype(jnp.float32), new
 
@@ -162,7 +165,8 @@ class Mamba2Shell(nn.Module):
         step_BLKG = jax.nn.softplus(projected("step", "KG").astype(jnp.float32) + bias_KG)
         step_BLKG1 = jnp.maximum(step_BLKG, s.least_step)[..., None]
         tokens = Tokens(q_BLKE, k_BLKE, v_BLKGU * step_BLKG1, -forget_KG[..., None] * step_BLKG1)
-        out_BLKGU, memory_BKGEU = remember(tokens, context, None if cache is None else cache["memory_BKGEU"])
+        before_BKGEU = None if cache is None else cache["memory_BKGEU"]
+        out_BLKGU, memory_BKGEU = relayed(remember, tokens, context, before_BKGEU, self.execution.rules)
         out_BLKGU = (out_BLKGU + skip_KG[..., None] * v_BLKGU) * jax.nn.silu(gate_BLKGU)
         scale_KGU = self.param("scale_KGU", nn.initializers.ones, (*shape, s.head_dim), jnp.float32)
         out_BLKGU = (rms_norm(out_BLKGU, None, s.eps, axes=2) * scale_KGU.astype(jnp.float32)).astype(x_BLD.dtype)

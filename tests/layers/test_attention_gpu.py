@@ -12,6 +12,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from archzoo.layers.attention_gpu import flash_attention
 from archzoo.layers.execution import REMAT
+from archzoo.layers.products import HIDDEN, Keys, Queries, Rule
+from archzoo.layers.ring import IN_PRODUCTS, Readers, in_kernels
 from archzoo.sharding.rules import Rules
 
 from . import reference
@@ -124,6 +126,28 @@ def test_bfloat16_is_near_float64() -> None:
     out = interpreted(*arrays)
     assert all(a.dtype == jnp.bfloat16 for a in out)
     close(out, exact(*arrays, reference.seen(40), None), 2 * HALF)  # of the weights, and of the result
+
+
+@pytest.mark.parametrize("in_order", [False, True], ids=["all_keys", "keys_in_order"])
+@pytest.mark.parametrize("packed", [False, True], ids=["row", "packed"])
+def test_a_ring_of_kernels_is_one_of_products(in_order: bool, packed: bool) -> None:
+    """What queries give of a block of keys, that may be wholly before them, and what the block gives back."""
+    q, k, v, dout = inputs((2, 40, 2, 3, 24, 12))
+    slots = np.broadcast_to(np.arange(40, dtype=np.int32), (2, 40))
+    key_slots = np.where(slots < np.array([[0], [5]]), -1, slots)
+    own, past = (documents(2, 40), documents(2, 70)[:, 30:]) if packed else (None, None)
+    keys = Keys(k, v, key_slots, own if in_order else past)
+    queries = Queries(q, slots if in_order else slots + 40, own)
+    rule = Rule(SCALE, None, 2.0)
+    found = []
+    for engine in (IN_PRODUCTS, in_kernels(interpret=True)):
+        part = jax.jit(partial(engine.part, rule=rule, in_order=in_order))(queries, keys)
+        seen = part.lse_BLKG1 > HIDDEN
+        lse = jnp.where(seen, part.lse_BLKG1 + 0.5, 0)  # they see more than this block
+        readers = Readers(*queries, lse, jnp.sum(part.out_BLKGU * dout, axis=-1, keepdims=True), dout)
+        pulled = jax.jit(partial(engine.pulled, rule=rule, in_order=in_order))(readers, keys)
+        found.append((jnp.where(seen, part.out_BLKGU, 0), part.lse_BLKG1, *pulled))
+    close(found[1], found[0], GRADIENT)
 
 
 # --- what is not computed --------------------------------------------------------------------------------------------
