@@ -18,16 +18,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ..sharding.rules import constrain
-from .accounting import active_param_count, flops_per_token, param_count
+from .accounting import DEPTH, Part, active_param_count, flops_per_token, param_count
 from .block import PARTS
 from .cache import after, store
 from .dense import attach
 from .execution import REMAT, Execution
 from .lookup import look_up
-from .mtp import MTP, MTPShell, ahead, reaches
+from .mtp import BEFORE_NORM, LAST_NORM, MTP, MTPShell, ahead, handed_on, reaches
 from .norms import Norm, RMSNorm
-from .pattern import Run, expand, runs
-from .spec import Context, from_plain, parse_json, paths, replace, require, to_plain
+from .pattern import Run, deepest, expand, runs
+from .pipeline import stages
+from .spec import Context, from_plain, of_model, parse_json, paths, replace, require, to_plain
+from .stack import among_stages, by_position, lending, scanned
 
 AXES = {"D": "width", "V": "vocab"}
 
@@ -94,7 +96,8 @@ class Spec:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The layer at each depth."""
-        patterns = (expand(getattr(self, name), self.depth) for name in Layer._fields)
+        model = {"width": self.width, "vocab": self.vocab}
+        patterns = (expand(of_model(getattr(self, name), model), self.depth) for name in Layer._fields)
         return tuple(Layer(*layer) for layer in zip(*patterns, strict=True))
 
     @cached_property
@@ -105,8 +108,26 @@ class Spec:
     @cached_property
     def predictor(self) -> MTP | None:
         """`mtp` with what it leaves open as in the last layer."""
-        last = self.layers[-1]._asdict()
-        return None if self.mtp is None else self.mtp.filled(**last, norm=self.final_norm)
+        if self.mtp is None:
+            return None
+        filled = self.mtp.filled(**self.layers[-1]._asdict(), norm=self.final_norm)
+        return of_model(filled, {"width": self.width, "vocab": self.vocab})
+
+    @property
+    def part(self) -> Part:
+        """Whose the parameters are, by their place in the tree."""
+
+        def of_layer(layer: Any) -> Part:
+            return Part(layer.block, {name: Part(getattr(layer, name)) for name in PARTS})
+
+        parts = {}
+        for r, run in enumerate(self.runs):
+            repeats = DEPTH[0 if r == deepest(self.runs) else 1]
+            parts[f"run_{r}"] = Part(run, {f"layer_{p}": of_layer(x) for p, x in enumerate(run.period)}, (repeats,))
+        if self.predictor is not None:
+            module = Part(self.predictor, {"layer": of_layer(self.predictor)}, beside=True)
+            parts |= {f"mtp_{k}": module for k in range(self.predictor.depth)}
+        return Part(self, {**parts, "close": Part(self.layers[-1].block)})
 
     @property
     def shapes(self) -> Any:
@@ -169,7 +190,9 @@ def _init(spec: Spec, rngs: Any) -> Any:
     modules = {}
     for k in range(spec.predictor.depth):
         keys = jax.tree.map(lambda key, k=k: jax.random.fold_in(key, k), rngs)
-        modules[f"mtp_{k}"] = spec.predictor.shell(execution).init(keys, x_BLD, x_BLD, context)["params"]
+        drawn = spec.predictor.shell(execution).init(keys, x_BLD, x_BLD, context)["params"]
+        own = spec.predictor.own_norm
+        modules[f"mtp_{k}"] = {name: at for name, at in drawn.items() if own or name != LAST_NORM}
     return {"params": {**variables["params"], **modules}}
 
 
@@ -257,48 +280,7 @@ def _room(cache: Any) -> int:
     return max((shape[1 + axis] for shape, axis in axes if axis >= 0), default=0)
 
 
-def _by_position(own_NBLP: jax.Array, period: int) -> list[jax.Array]:
-    """What a run's layers read of their own, [repeats, batch, length, dim] for each place in the period."""
-    return [own_NBLP[p::period] for p in range(period)]
-
-
 # --- the model -------------------------------------------------------------------------------------------------------
-
-
-class Period(nn.Module):
-    """The layers of one pass of a scan. `keep` returns their cache entries."""
-
-    layers: tuple[Layer, ...]
-    execution: Execution
-    keep: bool
-
-    @nn.compact
-    def __call__(
-        self, state: tuple[jax.Array, dict[str, Any]], held: Any, own: Any, context: Context
-    ) -> tuple[Any, tuple[Any, Any, dict[str, Any]]]:
-        (x_BLD, carried), entries, aux = state, {}, {}
-        lent: dict[str, Any] = {}
-        context = lending(context, carried)
-        x_BLD = constrain(x_BLD, self.execution.rules, "batch", "length")
-        for p, layer in enumerate(self.layers):
-            shell = attach(self, layer.block.shell(self.execution, layer.attention, layer.mlp), f"layer_{p}")
-            known = context if own is None else context._replace(own_BLP=own[p])
-            x_BLD, new, aux[f"layer_{p}"] = shell(x_BLD, known, None if held is None else held[f"layer_{p}"])
-            entries[f"layer_{p}"] = new if self.keep else {}
-            handed = lent_by(new)
-            lent |= handed
-            context = lending(context, handed)
-        first_lent = {name: value for name, value in lent.items() if name not in carried}
-        return (x_BLD, {name: lent.get(name, carried[name]) for name in carried}), (entries, aux, first_lent)
-
-
-def lent_by(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Takes out of a layer's cache entries what it hands to later layers, by name."""
-    return {name: value for part in entries.values() for name, value in part.pop("lent", {}).items()}
-
-
-def lending(context: Context, handed: dict[str, Any]) -> Context:
-    return context._replace(lent={**(context.lent or {}), **handed}) if handed else context
 
 
 def embedded(spec: Spec, embed_VD: jax.Array, tokens_BL: jax.Array, execution: Execution) -> jax.Array:
@@ -377,7 +359,7 @@ class Decoder(nn.Module):
         positions: jax.Array | None = None,
     ) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
         """What the head reads of each module of multi-token prediction, and their auxiliary statistics; `hidden_BLD`
-        is what `hidden` gave.
+        is what `hidden` gave (mtp.py, `handed_on`).
 
         At place i, the module with index k reads token i + k + 1 and predicts the one after. Where that token is not of
         the same document, the place counts as padding, and what it holds means nothing."""
@@ -388,15 +370,17 @@ class Decoder(nn.Module):
         segments_BL = jnp.ones_like(tokens_BL) if segment_ids is None else segment_ids
         positions = document_positions(segments_BL) if positions is None else positions
         slots_L = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
-        states, aux = [hidden_BLD], {}
+        states, predicted, aux = [hidden_BLD], [], {}
         for k in range(predictor.depth):
             next_BL = ahead(tokens_BL, k + 1)
             held_BL = jnp.where(reaches(segments_BL, k + 1), segments_BL, 0)
             x_BLD = embedded(self.spec, params["embed_VD"], next_BL, self.execution)
             context = Context(positions, held_BL, next_BL, slots_L, None)
-            x_BLD, aux[f"mtp_{k}"] = module.apply({"params": params[f"mtp_{k}"]}, x_BLD, states[-1], context)
-            states.append(x_BLD)
-        return tuple(states[1:]), aux
+            own = {LAST_NORM: params[LAST_NORM], **params[f"mtp_{k}"]}
+            x_BLD, aux[f"mtp_{k}"] = module.apply({"params": own}, x_BLD, predictor.reads(states), context)
+            predicted.append(x_BLD)
+            states.append(handed_on(x_BLD, aux[f"mtp_{k}"]))
+        return tuple(predicted), aux
 
     def extend(
         self, tokens_BL: jax.Array, cache: dict[str, Any], empty: bool = False
@@ -434,26 +418,24 @@ class Decoder(nn.Module):
             own_NBLP = attach(self, spec.per_layer.shell(execution, spec.depth), "per_layer")(x_BLD, tokens_BL)
         first, last = spec.layers[0].block, spec.layers[-1].block
         x_BLD = first.open(x_BLD) if hasattr(first, "open") else x_BLD
-        entries, aux = {}, {}
+        entries: dict[str, Any] = {}
+        aux: dict[str, Any] = {}
         for r, run in enumerate(spec.runs):
-            scan = nn.scan(
-                nn.remat(Period, policy=REMAT[execution.remat], prevent_cse=False),
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(0, 0, nn.broadcast),
-                length=run.repeats,
-                unroll=execution.unroll,
-                check_constancy_invariants=False,  # it would trace each layer twice, for outputs that none has
-            )
-            layers = scan(run.period, execution, keep, name=f"run_{r}")
-            of_run = slice(run.start, run.start + len(run.period) * run.repeats)
-            own = None if own_NBLP is None else _by_position(own_NBLP[of_run], len(run.period))
+            name = f"run_{r}"
+            if r == deepest(spec.runs) and held is None and not keep and stages(execution.rules) > 1:
+                given = context if own_NBLP is None else context._replace(own_BLP=own_NBLP)
+                params = self.variables["params"][name]
+                x_BLD, aux[name] = among_stages(run, params, x_BLD, given, execution)
+                continue
+            layers, own = attach(self, scanned(run, execution, keep), name), by_position(own_NBLP, run)
             # What the run lends anew travels with x, for its next repeat to borrow.
             names = {getattr(layer.attention, "lends", "") for layer in run.period}
-            carried = {name: value for name, value in (context.lent or {}).items() if name in names}
-            (x_BLD, carried), (entries[f"run_{r}"], aux[f"run_{r}"], lent) = layers(
-                (x_BLD, carried), None if held is None else held[f"run_{r}"], own, context
+            carried = {of: value for of, value in (context.lent or {}).items() if of in names}
+            (x_BLD, carried), (entries[name], aux[name], lent) = layers(
+                (x_BLD, carried), None if held is None else held[name], own, context
             )
             context = lending(context, carried | jax.tree.map(lambda leaf: leaf[-1], lent))
         x_BLD = attach(self, last.close(), "close")(x_BLD) if hasattr(last, "close") else x_BLD
+        if spec.predictor is not None and spec.predictor.before_norm:
+            aux[BEFORE_NORM] = x_BLD
         return attach(self, spec.final_norm.shell(execution), "final_norm")(x_BLD), entries, aux

@@ -27,6 +27,11 @@ elementwise work between them is, since that is faster than to write it to memor
 dots: products with weights.  full: its input alone.
 """
 
+GENERATORS = {"neuron": "unsafe_rbg"}
+"""How random numbers are drawn, by target, where not as JAX does: Neuron has a generator of its own, and refuses the
+integer arithmetic of Threefry, which `rbg` keeps for splitting keys.
+"""
+
 TARGETS = ("auto", "cpu", "gpu", "neuron")
 DISPATCHES = ("auto", "dense", "grouped", "capacity")
 
@@ -40,7 +45,8 @@ class Execution:
     are float32. target: the platform compiled for, never read from the host, which may be another. auto means cpu.
     remat: a name in REMAT.  unroll: layers an iteration of the scan over depth. dispatch: how tokens reach experts
     (see ways.py). auto: capacity on neuron, else grouped. capacity: slots an expert has under capacity dispatch, as a
-    multiple of a perfectly even load."""
+    multiple of a perfectly even load. microbatches: in how many a pipeline takes a batch, None for what pipeline.py
+    finds."""
 
     dtype: str = "float32"
     target: str = "auto"
@@ -49,6 +55,7 @@ class Execution:
     unroll: int = 1
     dispatch: str = "auto"
     capacity: float = 2.0
+    microbatches: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -61,3 +68,10 @@ class Execution:
                 raise ValueError(f"Execution.{name} is {value!r}; it takes {', '.join(allowed)}")
         if self.unroll < 1 or self.capacity <= 0:
             raise ValueError(f"Execution needs unroll >= 1 and capacity > 0, not {self.unroll} and {self.capacity}")
+        if self.microbatches is not None and self.microbatches < 1:
+            raise ValueError(f"Execution.microbatches is {self.microbatches}; it must be positive")
+
+
+def new_key(seed: int, execution: Execution) -> jax.Array:
+    """A key of jax.random for the platform that the execution is for."""
+    return jax.random.key(seed, impl=GENERATORS.get(execution.target))

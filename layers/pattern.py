@@ -20,6 +20,11 @@ class Run(NamedTuple):
         return self.start + repeat * len(self.period) + position
 
 
+def deepest(runs: Sequence[Run]) -> int:
+    """The index of the first run of the most repeats: the one that may be cut among stages (pipeline.py)."""
+    return max(range(len(runs)), key=lambda r: (runs[r].repeats, -r))
+
+
 def expand(pattern: Sequence[Any], depth: int) -> tuple[Any, ...]:
     """The entry at each depth.
 

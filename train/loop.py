@@ -25,7 +25,8 @@ from typing import Any
 import jax
 
 from ..layers.decoder import Spec
-from ..layers.execution import Execution
+from ..layers.execution import Execution, new_key
+from ..layers.pipeline import microbatches, stages
 from ..layers.spec import from_plain, require, to_plain
 from .checkpoint import Checkpoint, Saver, latest, restore
 from .curve import loss_curve
@@ -147,7 +148,7 @@ def _train(
     if saved:
         state = restore(saved, shapes_on(spec, optimizer, placement))
     elif params is None:
-        state = _initialised(spec, optimizer, settings.seed, placement)
+        state = _initialised(spec, optimizer, new_key(settings.seed, settings.execution), placement)
     else:
         state = _started(spec, optimizer, params, placement)
     step, evaluate = _compiled(
@@ -244,16 +245,17 @@ def placement_of(spec: Spec, settings: Settings) -> Placement | None:
             raise ValueError(f"{jax.process_count()} processes need a mesh over their devices, as in --mesh auto")
         return None
     rows = settings.batch // settings.accumulate
-    return place(spec, settings.mesh, settings.rules, rows, settings.length)
+    placement = place(spec, settings.mesh, settings.rules, rows, settings.length)
+    if stages(placement.rules, placement.mesh.shape) > 1:
+        microbatches(settings.execution.microbatches, rows, placement.rules, placement.mesh.shape)
+    return placement
 
 
-def _initialised(spec: Spec, optimizer: Optimizer, seed: int, placement: Placement | None) -> State:
+def _initialised(spec: Spec, optimizer: Optimizer, key: jax.Array, placement: Placement | None) -> State:
     if placement is None:
-        return init_state(spec, optimizer, jax.random.key(seed))
-    made = jax.jit(
-        lambda: init_state(spec, optimizer, jax.random.key(seed)), out_shardings=placement.state(spec, optimizer)
-    )
-    state: State = made()
+        return init_state(spec, optimizer, key)
+    made = jax.jit(partial(init_state, spec, optimizer), out_shardings=placement.state(spec, optimizer))
+    state: State = made(key)
     return state
 
 
@@ -300,7 +302,11 @@ def heldout_nats(
     evaluate: Any, params: Any, dataset: Dataset, batches: int | None = None, placement: Placement | None = None
 ) -> float:
     """Mean loss in nats a token over the held-out batches, or the first of them."""
-    sums = [evaluate(params, placed(batch, placement)) for batch in islice(dataset.heldout(), batches)]
+    sums = []
+    for batch in islice(dataset.heldout(), batches):
+        sums.append(evaluate(params, placed(batch, placement)))
+        if placement is not None:  # several at a time can leave a CPU no thread for the device that the others wait for
+            jax.block_until_ready(sums[-1])
     return math.fsum(float(nats) for nats, _ in sums) / math.fsum(float(weight) for _, weight in sums)
 
 

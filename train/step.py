@@ -71,7 +71,7 @@ def make_step(
     nats a target).
     Raises ValueError, when traced, for a batch that does not divide into the parts.
     """
-    transform = make_optimizer(optimizer, spec)
+    transform = make_optimizer(optimizer, spec, execution.rules)
     gradient = make_gradient(spec, execution, losses, accumulate)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
