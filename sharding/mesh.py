@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from .rules import MESH_AXES, Rules, axis_names, make_mesh, parts
+from .rules import MESH_AXES, Rules, axis_names, make_mesh
 
 Sizes = dict[str, int]
 """Mesh axis -> devices along it."""
@@ -36,7 +36,7 @@ class Array(NamedTuple):
 def parse_mesh(text: str) -> Sizes:
     """`"fsdp=4,expert=2"` as sizes, in the order given.
 
-    Raises ValueError for what is not AXIS=SIZE, an unknown axis, an axis given twice, and `stage`, which is reserved.
+    Raises ValueError for what is not AXIS=SIZE, an unknown axis, and an axis given twice.
     """
     sizes: Sizes = {}
     for part in text.split(","):
@@ -48,10 +48,6 @@ def parse_mesh(text: str) -> Sizes:
         if axis in sizes:
             raise ValueError(f"mesh {text!r}: axis {axis!r} is given twice; write it once, with the product")
         sizes[axis] = int(size)
-    if sizes.get("stage", 1) > 1:
-        raise ValueError(
-            f"mesh {text!r}: training does not cut depth into {sizes['stage']} stages; give these devices to fsdp"
-        )
     return sizes
 
 
@@ -63,11 +59,9 @@ def written(sizes: Mapping[str, int]) -> str:
 def misfit(sizes: Mapping[str, int], arrays: Iterable[Array], rules: Rules) -> str | None:
     """The first array that does not divide over a mesh of these sizes, in words with numbers; None if all do."""
     for array in arrays:
-        for axis, size in zip(array.axes, array.shape, strict=True):
-            count = 1 if axis is None else parts(rules, axis, sizes)
-            if axis is not None and size % count:
-                names = getattr(rules, axis)
-                over = [name for name in ((names,) if isinstance(names, str) else names) if sizes.get(name, 1) > 1]
+        for axis, size, names in zip(array.axes, array.shape, rules.over(array.axes), strict=True):
+            over = [name for name in names if sizes.get(name, 1) > 1]
+            if size % math.prod(sizes[name] for name in over):
                 cut = " x ".join(f"{name}={sizes[name]}" for name in over)
                 return f"{array.name} {tuple(array.shape)}: its axis {axis} of {size} does not divide by {cut}"
     return None

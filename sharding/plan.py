@@ -23,6 +23,13 @@ LINKS = {"gpu": ("nvlink", "efa"), "neuron": ("neuronlink", "efa"), "cpu": ("soc
 """What connects the devices of a node, and nodes, by platform."""
 
 
+CPU_REACHES = 0.45
+"""Of a CPU's peak, what the products of small models reach in training (benchmarks/roofline.py)."""
+
+FASTER = {"xla_backend_optimization_level": 0}
+"""Options of a compiler whose kernels nobody will run: the program, its memory and its collectives are the same."""
+
+
 class Program(NamedTuple):
     """A compiled program on one device: bytes of its arguments (donated ones hold the results too), of its temporaries,
     and in all; its collectives; seconds of compiling; its fingerprint."""
@@ -42,11 +49,13 @@ class Work(NamedTuple):
     traffic: float
 
 
-def devices_of(instance: Instance, nodes: int) -> Sequence[Any]:
-    """Devices to compile for. Raises ValueError where the instance has no GPUs, or the compiler is missing."""
+def devices_of(instance: Instance, nodes: int, per_node: int | None = None) -> Sequence[Any]:
+    """Devices to compile for. per_node: how many of a node's are used, None for all.
+
+    Raises ValueError where the instance has no GPUs, or the compiler is missing."""
     if instance.gpu is None:
         raise ValueError(f"programs can be compiled ahead of time for GPUs, not for {instance.chip}")
-    return list(topology(instance.gpu, hosts=nodes, per_host=instance.devices).devices)
+    return list(topology(instance.gpu, hosts=nodes, per_host=per_node or instance.devices).devices)
 
 
 def fingerprint(text: str) -> str:
@@ -70,7 +79,7 @@ def compile_program(
     more = {} if out_shardings is None else {"out_shardings": out_shardings}
     with jax.set_mesh(mesh):
         traced = jax.jit(function, donate_argnums=donate, **more).trace(*arguments)
-        compiled = traced.lower(lowering_platforms=("cuda",)).compile()
+        compiled = traced.lower(lowering_platforms=("cuda",)).compile(FASTER)
     seconds = time.monotonic() - start
     text, held = compiled.as_text(), compiled.memory_analysis()
     order = {device.id: i for i, device in enumerate(sorted(mesh.devices.flat, key=lambda device: device.id))}
@@ -85,10 +94,18 @@ def compile_program(
     )
 
 
-def seconds(instance: Instance, work: Work, sent: Sequence[Collective], dtype: str, nodes: int = 1) -> dict[str, float]:
+def seconds(
+    instance: Instance,
+    work: Work,
+    sent: Sequence[Collective],
+    dtype: str,
+    nodes: int = 1,
+    per_node: int | None = None,
+) -> dict[str, float]:
     """What each resource of a device is busy for: compute, memory, and the links within and between nodes.
 
-    Raises ValueError for a dtype whose speed is not known, and for traffic over a link that the instance lacks."""
+    per_node: how many of a node's devices are used, and share its network; None for all. Raises ValueError for a dtype
+    whose speed is not known, and for traffic over a link that the instance lacks."""
     if dtype not in instance.flops:
         raise ValueError(f"no figure for {dtype} on {instance.chip}; there are {', '.join(instance.flops)}")
     within, between = LINKS[instance.platform]
@@ -103,23 +120,32 @@ def seconds(instance: Instance, work: Work, sent: Sequence[Collective], dtype: s
     elif near:
         raise ValueError(f"{instance.chip}: a node has one device, and nothing to send within it")
     if nodes > 1:
-        found[between] = far / (instance.network.value / instance.devices)
+        found[between] = far / (instance.network.value / (per_node or instance.devices))
     return found
 
 
 def roofline(
-    instance: Instance, nodes: int, busy: Mapping[str, float], tokens: float, model_flops: float, dtype: str
+    instance: Instance,
+    nodes: int,
+    busy: Mapping[str, float],
+    tokens: float,
+    model_flops: float,
+    dtype: str,
+    per_node: int | None = None,
 ) -> dict[str, Any]:
-    """Estimates of a step: seconds at least and at most (see above), its bound, tokens a second, the most of the peak
-    that it can use (MFU, without what is computed again), USD a billion tokens at on-demand prices.
+    """Estimates of a step: seconds at least and at most (see above), on a CPU, where nothing overlaps, as expected too;
+    its bound, tokens a second, the most of the peak that it can use (MFU, without what is computed again), USD a
+    billion tokens at on-demand prices.
 
-    busy: `seconds`.  tokens, model_flops: of the step, on all devices."""
+    busy: `seconds`.  tokens, model_flops: of the step, on all devices.  per_node: as there; idle devices are paid for,
+    and are no part of the peak."""
     bound = max(busy, key=lambda name: busy[name])
     least, most = busy[bound], sum(busy.values())
-    peak = instance.flops[dtype].value * instance.devices * nodes
+    peak = instance.flops[dtype].value * (per_node or instance.devices) * nodes
+    expected = {"expected": most + busy["compute"] * (1 / CPU_REACHES - 1)} if instance.platform == "cpu" else {}
     hourly = None if instance.price is None else instance.price.value * nodes
     return {
-        "seconds": {**busy, "least": least, "most": most},
+        "seconds": {**busy, "least": least, "most": most, **expected},
         "bound": bound,
         "tokens_per_second": tokens / least,
         "mfu_ceiling": model_flops / peak / least,

@@ -101,7 +101,8 @@ def _made(value: Any, op: Any, program: Program, calls: Calls) -> Range:
     if name == "reduce" and len(op.results) == 1:
         body = [inner.operation.name for inner in op.regions[0].blocks[0].operations]
         plain = body[0] in ("stablehlo.minimum", "stablehlo.maximum") and len(body) == 2
-        return union([of(operand) for operand in op.operands]) if plain else ANY
+        plain = plain and 0 not in op.operands[0].type.shape
+        return RANGES[body[0].removeprefix("stablehlo.")]([of(operand) for operand in op.operands]) if plain else ANY
     if name == "func.call":
         block = program.functions[op.attributes["callee"].value].regions[0].blocks[0]
         return program.range(list(block.operations)[-1].operation.operands[place], (*calls, op))

@@ -16,6 +16,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 MESH_AXES = ("data", "fsdp", "expert", "tensor", "sequence", "stage")
 MeshAxes = str | tuple[str, ...] | None
 
+RANKS = ("q_rank", "kv_rank", "latent_dim", "per_layer")
+"""Logical axes that give way: what another axis of the same array lies over drops out of theirs. So a matrix from width
+to a latent is cut along its width, and one from a latent to heads, which has none, along the latent; so are tables of
+what each layer reads of a token."""
+
 
 def axis_names(axes: MeshAxes) -> tuple[str, ...]:
     """A rule as a tuple of mesh axes."""
@@ -24,25 +29,29 @@ def axis_names(axes: MeshAxes) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Logical axis -> the mesh axis (or axes) it is sharded over; None keeps it whole on every device."""
+    """Logical axis -> the mesh axis (or axes) it is sharded over; None keeps it whole on every device.
 
-    batch: MeshAxes = ("data", "fsdp", "expert")
+    layers: the repeats of the deepest run, which a pipeline cuts among its stages; few_layers: those of other runs."""
+
+    batch: MeshAxes = ("data", "fsdp", "expert", "stage")
     length: MeshAxes = "sequence"
-    layers: MeshAxes = None
+    layers: MeshAxes = "stage"
+    few_layers: MeshAxes = None
     width: MeshAxes = "fsdp"
     vocab: MeshAxes = "tensor"
     kv_heads: MeshAxes = "tensor"
     q_per_kv: MeshAxes = None
     heads: MeshAxes = "tensor"
+    attended: MeshAxes = None
     head_dim: MeshAxes = None
     nope_dim: MeshAxes = None
     value_dim: MeshAxes = None
-    q_rank: MeshAxes = None
-    kv_rank: MeshAxes = None
-    latent_dim: MeshAxes = None
+    q_rank: MeshAxes = "fsdp"
+    kv_rank: MeshAxes = "fsdp"
+    latent_dim: MeshAxes = "fsdp"
     pair: MeshAxes = None
     taps: MeshAxes = None
-    per_layer: MeshAxes = None
+    per_layer: MeshAxes = "fsdp"
     streams: MeshAxes = None
     mixes: MeshAxes = None
     ffn: MeshAxes = "tensor"
@@ -57,21 +66,34 @@ class Rules:
                         f"Rules.{field.name} names mesh axis {axis!r}; the mesh axes are {', '.join(MESH_AXES)}"
                     )
 
-    def partition(self, axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
-        """The PartitionSpec of an array whose dimensions are these logical axes; mesh axes that the mesh lacks drop
-        out.
+    def over(self, axes: Sequence[str | None]) -> list[tuple[str, ...]]:
+        """The mesh axes that each axis of an array with these logical axes lies over (see RANKS).
 
-        Raises ValueError for a logical axis that the table does not have and for a mesh axis used twice in one array.
-        """
+        Raises ValueError for a logical axis that the table does not have."""
         known = {field.name for field in fields(self)}
-        seen: dict[str, str] = {}
-        entries: list[MeshAxes] = []
         for logical in axes:
             if logical is not None and logical not in known:
                 raise ValueError(
                     f"no sharding rule for logical axis {logical!r}; the rules are {', '.join(sorted(known))}"
                 )
-            present = tuple(a for a in axis_names(getattr(self, logical) if logical else None) if a in mesh.axis_names)
+        found = [axis_names(getattr(self, logical) if logical else None) for logical in axes]
+        for i, logical in enumerate(axes):
+            if logical in RANKS:
+                taken = {axis for j, names in enumerate(found) if j != i for axis in names}
+                found[i] = tuple(axis for axis in found[i] if axis not in taken)
+        return found
+
+    def partition(self, axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
+        """The PartitionSpec of an array whose dimensions are these logical axes; mesh axes that the mesh lacks, or that
+        a shard_map has taken (`free`), drop out.
+
+        Raises ValueError for a logical axis that the table does not have and for a mesh axis used twice in one array.
+        """
+        seen: dict[str, str] = {}
+        entries: list[MeshAxes] = []
+        there = free(mesh)
+        for logical, names in zip(axes, self.over(axes), strict=True):
+            present = tuple(axis for axis in names if axis in there)
             for axis in present:
                 if axis in seen:
                     raise ValueError(
@@ -87,16 +109,25 @@ class Rules:
         return jax.tree.map(lambda leaf: NamedSharding(mesh, self.partition(leaf, mesh)), axes, is_leaf=is_leaf)
 
 
+def _by_width(axes: MeshAxes) -> Rules:
+    """The default rules with parameters over these axes by width, or by what stands in for it."""
+    changed: Mapping[str, Any] = dict.fromkeys(("width", *RANKS), axes)
+    return Rules(**changed)
+
+
 RULES: Mapping[str, Rules] = {
     "default": Rules(),
     "groups": Rules(kv_heads=None, q_per_kv="tensor"),
-    "data": Rules(width=None),
-    "zero": Rules(width=("data", "fsdp")),
+    "data": _by_width(None),
+    "zero": _by_width(("data", "fsdp")),
+    "heads": Rules(attended="sequence"),
 }
-"""Rules by name. default: parameters over fsdp by width, over tensor by heads, hidden units and vocabulary (Shoeybi et
-al. 2019), over expert by experts. groups: the same where there are fewer key heads than tensor devices: the queries of
-a group are spread instead. data: not over fsdp, which then is a second data axis (each device holds all parameters).
-zero: over data too, for the least memory (Rajbhandari et al. 2020, stage 3)."""
+"""Rules by name. default: parameters over fsdp by width or by a latent's rank, over tensor by heads, hidden units and
+vocabulary (Shoeybi et al. 2019), over expert by experts, over stage by layers (Huang et al. 2019). groups: the same
+where there are fewer key heads than tensor devices: the queries of a group are spread instead. data: not over fsdp,
+which then is a second data axis (each device holds all parameters). zero: over data too, for the least memory
+(Rajbhandari et al. 2020, stage 3). heads: key heads lie over the sequence axis while they attend, where they divide
+(`attended`; Jacobs et al. 2023): no keys go around."""
 
 
 def rules_by_name(name: str) -> Rules:
@@ -109,13 +140,22 @@ def rules_by_name(name: str) -> Rules:
 def constrain(x: jax.Array, rules: Rules | None, *axes: str | None) -> jax.Array:
     """x with the sharding that the rules give its first axes, later ones whole on every device.
 
-    x itself where there are no rules, no mesh is in force (`jax.set_mesh`), or inside a shard_map.
+    x itself where there are no rules, no mesh is in force (`jax.set_mesh`), or inside a shard_map over all of it.
     """
     mesh: Any = jax.sharding.get_abstract_mesh()
-    if rules is None or mesh.size <= 1 or AxisType.Manual in mesh.axis_types:
+    if rules is None or math.prod(free(mesh).values()) <= 1:
         return x
     held: jax.Array = jax.lax.with_sharding_constraint(x, rules.partition(axes, mesh))
     return held
+
+
+def free(mesh: Any = None) -> dict[str, int]:
+    """The mesh axes, with their sizes, that no shard_map has taken: of this mesh, or of the one in force, where each
+    device's own part of an array is still to be told.
+    """
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {axis: mesh.shape[axis] for axis, kind in types if kind != AxisType.Manual}
 
 
 def parts(rules: Rules, axis: str, sizes: Mapping[str, int]) -> int:

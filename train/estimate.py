@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..layers.accounting import Leaf, is_matrix, is_predictor, is_vocab, leaves, output_axes
+from ..layers.accounting import DEPTH, Leaf, is_matrix, is_predictor, is_vocab, leaves, output_axes
 from ..layers.decoder import Spec
+from ..layers.execution import Execution
+from ..layers.pipeline import microbatches
 from ..sharding.hardware import Instance, instance
 from ..sharding.hlo import Collective
 from ..sharding.mesh import Array, Sizes, misfit
 from ..sharding.plan import Work
-from ..sharding.rules import MESH_AXES, MeshAxes, rules_by_name
+from ..sharding.rules import MESH_AXES, rules_by_name
 from .loss import default_losses, predicts
 
 DTYPES = {"float32": 4, "bfloat16": 2}
@@ -37,6 +39,14 @@ WORKING = 4.0
 GATHERED = 3.0
 """Copies of one layer's gathered weights: this layer's, the next one's on its way, and its gradients."""
 
+ROWS = 3.0
+"""Of a layer with experts, rows of the model's width for every choice that could reach a device: what goes in, what
+comes out, and the gradient of one. Dropless and of fixed shape, there is room for all tokens of all devices that share
+the experts. Beside them is alive the larger of the two that follow."""
+
+BESIDE, WITH_EXPERTS = 2.75, 2.0
+"""Copies of what its other products give, and of its gathered weights."""
+
 CHUNK = 2**27
 """Elements of the logits that are alive at once (loss.py takes a chunk of tokens at a time)."""
 
@@ -49,7 +59,7 @@ class Job:
     """A step of training on a cluster. on: the instance's name.  sizes: mesh axis -> devices.  batch: rows of a step.
 
     length: tokens a row.  accumulate: parts that the batch is taken in.  remat, dtype, dispatch: as of Execution.
-    rules: their name."""
+    rules: their name.  hardware: what a node is, None for the table's row of that name."""
 
     spec: Spec
     on: str
@@ -62,14 +72,21 @@ class Job:
     rules: str = "default"
     dtype: str = "bfloat16"
     dispatch: str = "auto"
+    hardware: Instance | None = None
 
     @cached_property
     def instance(self) -> Instance:
-        return instance(self.on)
+        return self.hardware or instance(self.on)
 
     @property
     def devices(self) -> int:
-        return self.nodes * self.instance.devices
+        """How many devices it uses."""
+        return math.prod(self.sizes.values())
+
+    @property
+    def per_node(self) -> int:
+        """How many devices of a node it uses: all, or fewer where some stay idle."""
+        return max(self.devices // self.nodes, 1)
 
     def over(self, axes: Sequence[str | None]) -> tuple[str, ...]:
         """The mesh axes, of more than one device, that an array with these logical axes is spread over."""
@@ -79,9 +96,21 @@ class Job:
         """Into how many parts such an array is cut."""
         return math.prod(self.sizes[name] for name in self.over(axes))
 
+    @property
+    def microbatches(self) -> int:
+        """In how many parts a pipeline takes a part of the batch; 1 where there is none."""
+        if self.parts(("layers",)) == 1:
+            return 1
+        return microbatches(None, self.batch // self.accumulate, rules_by_name(self.rules), self.sizes)
+
+    @property
+    def ticks(self) -> int:
+        """How often a stage runs its layers for that, idle times included (layers/pipeline.py)."""
+        return self.microbatches + self.parts(("layers",)) - 1
+
     def group(self, names: Sequence[str]) -> tuple[int, int]:
         """(devices, nodes) of the group along these mesh axes, the nodes where most."""
-        return _group(tuple(self.sizes.items()), frozenset(names), self.instance.devices)
+        return _group(tuple(self.sizes.items()), frozenset(names), self.per_node)
 
     def unfit(self) -> str | None:
         """Why this job cannot be: what does not divide, in words; None if it can."""
@@ -117,8 +146,7 @@ class Estimate(NamedTuple):
 
 @cache
 def _over(rules: str, axes: tuple[str | None, ...]) -> tuple[str, ...]:
-    named = rules_by_name(rules)
-    return tuple(name for axis in axes if axis for name in _names(getattr(named, axis)))
+    return tuple(name for names in rules_by_name(rules).over(axes) for name in names)
 
 
 @cache
@@ -128,10 +156,6 @@ def _group(sizes: tuple[tuple[str, int], ...], names: frozenset[str], per_node: 
     kept = [i for i in range(order.ndim) if i not in moved]
     nodes = np.sort(order.transpose(*kept, *moved).reshape(-1, math.prod(order.shape[i] for i in moved)))
     return nodes.shape[1], 1 + int(np.max(np.sum(np.diff(nodes) > 0, axis=1)))
-
-
-def _names(axes: MeshAxes) -> tuple[str, ...]:
-    return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
 def _selected(leaf: Leaf) -> float:
@@ -144,29 +168,55 @@ def _experts(leaf: Leaf) -> int:
 
 
 def _depth(leaf: Leaf) -> int:
-    return leaf.shape[leaf.axes.index("layers")] if "layers" in leaf.axes else 1
+    return leaf.shape[0] if leaf.axes[0] in DEPTH else 1
 
 
 def _layer(leaf: Leaf) -> str:
-    return "/".join(leaf.path[:2]) if "layers" in leaf.axes else leaf.path[0]
+    return "/".join(leaf.path[:2]) if leaf.axes[0] in DEPTH else leaf.path[0]
 
 
 def _per_layer(leaf: Leaf) -> int:
     return math.prod(leaf.shape) // _depth(leaf)
 
 
-def results(job: Job) -> dict[str, tuple[int, float]]:
-    """By layer: how often it is repeated, and the elements that its products give for one token on one device."""
-    found: dict[str, tuple[int, float]] = {}
+class Results(NamedTuple):
+    """What the products of a layer give on one device. repeats: of the layer.  plain: elements for one token, of what
+    every token passes.  routed: elements for one choice of an expert.  choices: of a token, 0 without experts."""
+
+    repeats: int
+    plain: float = 0.0
+    routed: float = 0.0
+    choices: float = 0.0
+
+    @property
+    def token(self) -> float:
+        """Elements for one token, its experts' included."""
+        return self.plain + self.routed * self.choices
+
+
+def results(job: Job) -> dict[str, Results]:
+    """By layer."""
+    found: dict[str, Results] = {}
     for leaf in leaves(job.spec):
         if is_matrix(leaf) and not is_vocab(leaf):
             out = [leaf.axes[i] for i in output_axes(leaf)]
-            size = math.prod(leaf.shape[i] for i in output_axes(leaf)) * _selected(leaf)
             tensor = [name for name in job.over(out) if name not in job.over(("batch",))]
-            size /= math.prod(job.sizes[name] for name in tensor)
-            repeats, before = found.get(_layer(leaf), (_depth(leaf), 0.0))
-            found[_layer(leaf)] = repeats, before + size
+            cut = math.prod(job.sizes[name] for name in tensor)
+            size = math.prod(leaf.shape[i] for i in output_axes(leaf)) / cut
+            before = found.get(_layer(leaf), Results(_depth(leaf)))
+            if "experts" in leaf.axes:
+                found[_layer(leaf)] = before._replace(routed=before.routed + size, choices=_selected(leaf))
+            else:
+                found[_layer(leaf)] = before._replace(plain=before.plain + size)
     return found
+
+
+def places(job: Job) -> float:
+    """For how many times the choices of its own tokens a device's experts have room: by capacity, what the execution
+    gives them; else for those of all devices that share the experts, which may all come.
+    """
+    capacity = job.dispatch == "capacity" or (job.dispatch == "auto" and job.instance.platform == "neuron")
+    return Execution().capacity if capacity else float(job.parts(("experts",)))
 
 
 def estimate(job: Job) -> Estimate:
@@ -176,7 +226,13 @@ def estimate(job: Job) -> Estimate:
     held = sum(math.prod(leaf.shape) / job.parts(leaf.axes) for leaf in every)
     tokens = job.batch * job.length / job.accumulate / job.parts(("batch", "length"))
     layers = results(job)
-    kept = sum(n * (spec.width + (0 if job.remat == "full" else size)) for n, size in layers.values()) * tokens * wide
+    room = places(job)
+
+    def kept(layer: Results) -> float:
+        """Elements of a token beside the layer's input. The experts' kernels are no dots."""
+        return {"full": 0.0, "dots": layer.plain, "none": layer.plain + layer.routed * layer.choices * room}[job.remat]
+
+    activations = sum(layer.repeats * (spec.width + kept(layer)) for layer in layers.values()) * tokens * wide
     gathered: dict[str, float] = {}
     for leaf in every:
         if not is_vocab(leaf):
@@ -184,15 +240,21 @@ def estimate(job: Job) -> Estimate:
             cut = math.prod(job.sizes[name] for name in apart) if apart else 1
             gathered[_layer(leaf)] = gathered.get(_layer(leaf), 0) + _per_layer(leaf) / cut
     vocab = sum(math.prod(leaf.shape) for leaf in every if is_vocab(leaf)) / job.parts(("vocab",))
-    largest = max(size for _, size in layers.values())
-    working = WORKING * largest * tokens * wide
+    alive = [
+        ROWS * spec.width * layer.choices * room * tokens
+        + max(BESIDE * layer.plain * tokens, WITH_EXPERTS * gathered.get(name, 0.0))
+        if layer.choices
+        else WORKING * layer.plain * tokens + GATHERED * gathered.get(name, 0.0)
+        for name, layer in layers.items()
+    ]
+    routed = sum(math.prod(leaf.shape) / job.parts(leaf.axes) for leaf in every if "experts" in leaf.axes)
     loss = FLOAT * min(tokens * spec.vocab / job.parts(("vocab",)), CHUNK) * 2 + vocab * (wide + FLOAT)
     held_bytes = {
         "params": held * FLOAT,
         "optimizer": held * FLOAT * MOMENTS,
-        "gradients": held * FLOAT * (2 if job.accumulate > 1 else 1),
-        "activations": kept,
-        "working": max(working + GATHERED * max(gathered.values()) * wide, loss),
+        "gradients": (held * (2 if job.accumulate > 1 else 1) + routed) * FLOAT,  # of experts, copied once more
+        "activations": activations,
+        "working": max(max(alive) * wide, loss),
     }
     losses = default_losses(spec)
     forward = spec.flops_per_token(job.length)
@@ -200,7 +262,7 @@ def estimate(job: Job) -> Estimate:
     again = (1 if job.remat == "full" else 0) + (1 if losses.balance > 0 and job.accumulate > 1 else 0)
     step_tokens = job.batch * job.length
     work = Work(
-        flops=(forward + extra) * (3 + again) * step_tokens / job.devices,
+        flops=(forward + extra) * (3 + again) * step_tokens / job.devices * job.ticks / job.microbatches,
         traffic=_traffic(job, held, tokens, gathered, vocab, layers, again),
     )
     return Estimate(held_bytes, sent(job, tokens, again), work, 3 * forward * step_tokens)
@@ -221,13 +283,13 @@ def _traffic(
     tokens: float,
     gathered: dict[str, float],
     vocab: float,
-    layers: dict[str, tuple[int, float]],
+    layers: dict[str, Results],
     again: int,
 ) -> float:
     """Bytes to and from a device's memory: gathered weights in each pass, gradients, results, and the optimizer."""
     wide = DTYPES[job.dtype]
-    weights = sum(layers[name][0] * size for name, size in gathered.items() if name in layers) + vocab
-    outputs = sum(n * (size + job.spec.width) for n, size in layers.values()) * tokens * wide
+    weights = sum(layers[name].repeats * size for name, size in gathered.items() if name in layers) + vocab
+    outputs = sum(layer.repeats * (layer.token + job.spec.width) for layer in layers.values()) * tokens * wide
     passes = weights * wide * (4 + again) + outputs * (TOUCHES + again)
     optimizer = held * FLOAT * (3 + 4)  # reads gradient, parameter and moments, for norm and update; writes three
     return job.accumulate * (passes + 2 * held * FLOAT) + optimizer
@@ -245,14 +307,20 @@ def sent(job: Job, tokens: float, again: int) -> list[Collective]:
 
     for leaf in leaves(job.spec):
         by_expert = [n for n in job.over(("experts",)) if "experts" in leaf.axes]
-        spread_over = [n for n in job.over(leaf.axes) if n in batch and n not in by_expert]
-        cut = job.parts(leaf.axes) // max(math.prod(job.sizes[n] for n in spread_over), 1)
+        by_stage = [n for n in job.over(("layers",)) if "layers" in leaf.axes]
+        spread_over = [n for n in job.over(leaf.axes) if n in batch and n not in (*by_expert, *by_stage)]
+        cut = job.parts(leaf.axes) // max(math.prod(job.sizes[n] for n in (*spread_over, *by_stage)), 1)
         whole, times = _per_layer(leaf) * wide / cut, _depth(leaf) * job.accumulate
+        if by_stage:
+            times = times // job.parts(("layers",)) * job.ticks
         add("all-gather", whole, times * 2, spread_over)
         add("reduce-scatter", whole, times, spread_over)
-        rest = [n for n in batch if n not in spread_over and n not in by_expert]
+        rest = [n for n in batch if n not in (*spread_over, *by_expert, *by_stage)]
         add("all-reduce", whole / max(math.prod(job.sizes[n] for n in spread_over), 1), times, rest)
     row, passes = tokens * job.spec.width * wide, (4 + 2 * again) * job.accumulate
+    stages, share = job.parts(("layers",)), job.parts(("layers",)) / job.microbatches
+    add("collective-permute", row * share, 2 * job.ticks * job.accumulate, job.over(("layers",)))
+    add("all-to-all", row * stages, 4 * job.accumulate, job.over(("layers",)))
     for chosen, layers in Counter(getattr(layer.mlp, "experts_per_token", 0) for layer in job.spec.layers).items():
         add("all-to-all", row * chosen, passes * layers if chosen else 0, job.over(("experts",)))
     tensor = [n for n in job.over(("ffn", "heads")) if n not in batch]

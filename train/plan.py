@@ -5,7 +5,9 @@ no compiler; and a search over meshes, rematerialisation and parts of the batch,
 import dataclasses
 import itertools
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from typing import Any
 
@@ -28,6 +30,12 @@ REMATS = ("none", "dots", "full")
 MOST_PARTS = 64
 """Into how many parts a search cuts a batch at most: each part gathers all weights anew."""
 
+SURE = 0.95
+"""Up to what part of the memory arithmetic is believed that a step fits."""
+
+AT_ONCE = 2
+"""Processes that a search compiles in: each takes about one core, and one to two GB."""
+
 INTEGERS = ("tokens", "targets", "segment_ids")
 SPREAD = ("data", "fsdp", "expert", "tensor")
 """Axes that a search arranges devices along."""
@@ -36,7 +44,7 @@ SPREAD = ("data", "fsdp", "expert", "tensor")
 def compiled(job: Job) -> Program:
     """The real step of training, compiled for the job's GPUs. Raises ValueError where that cannot be."""
     named = rules_by_name(job.rules)
-    mesh = make_mesh(devices_of(job.instance, job.nodes), **job.sizes)
+    mesh = make_mesh(devices_of(job.instance, job.nodes, job.per_node), **job.sizes)
     placement = Placement(mesh, named)
     execution = Execution(dtype=job.dtype, target="gpu", rules=named, remat=job.remat, dispatch=job.dispatch)
     state = shapes_on(job.spec, OPTIMIZER, placement)
@@ -46,7 +54,7 @@ def compiled(job: Job) -> Program:
     }
     step = make_step(job.spec, execution, OPTIMIZER, default_losses(job.spec), job.accumulate)
     out = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
-    return compile_program(step, (state, batch), mesh, job.instance.devices, donate=(0,), out_shardings=out)
+    return compile_program(step, (state, batch), mesh, job.per_node, donate=(0,), out_shardings=out)
 
 
 def planned(job: Job, compile_it: bool = True) -> dict[str, Any]:
@@ -54,14 +62,15 @@ def planned(job: Job, compile_it: bool = True) -> dict[str, Any]:
 
     compiled: whether memory and collectives are the compiler's; otherwise they are arithmetic's, as on hardware that
     nothing can be compiled for here. bytes, of one device: params, optimizer, temp (what lives during the step alone)
-    and peak. flops: of one device and step. Raises ValueError for a job that does not divide."""
+    and peak. bubble: the share of a pipeline's time that each of its stages is idle. flops: of one device and step,
+    what idle stages compute included. Raises ValueError for a job that does not divide."""
     reason = job.unfit()
     if reason is not None:
         raise ValueError(f"mesh {written(job.sizes)}: {reason}; leave --mesh out to have one chosen")
     guess = estimate(job)
     program = compiled(job) if compile_it and job.instance.gpu is not None else None
     sent = guess.collectives if program is None else program.collectives
-    busy = seconds(job.instance, guess.work, sent, job.dtype, job.nodes)
+    busy = seconds(job.instance, guess.work, sent, job.dtype, job.nodes, job.per_node)
     tokens = job.batch * job.length
     peak = guess.peak if program is None else program.peak
     state = guess.bytes["params"] + guess.bytes["optimizer"]
@@ -70,9 +79,11 @@ def planned(job: Job, compile_it: bool = True) -> dict[str, Any]:
         "instance": job.on,
         "nodes": job.nodes,
         "devices": job.devices,
+        "idle": job.nodes * job.instance.devices - job.devices,
         "mesh": job.sizes,
         "remat": job.remat,
         "accumulate": job.accumulate,
+        "bubble": 1 - job.microbatches / job.ticks,
         "batch": job.batch,
         "length": job.length,
         "compiled": program is not None,
@@ -89,7 +100,7 @@ def planned(job: Job, compile_it: bool = True) -> dict[str, Any]:
         "flops": guess.work.flops,
         "compile_seconds": None if program is None else program.compile_seconds,
         "hlo_sha256": None if program is None else program.hlo_sha256,
-        "estimates": roofline(job.instance, job.nodes, busy, tokens, guess.model_flops, job.dtype),
+        "estimates": roofline(job.instance, job.nodes, busy, tokens, guess.model_flops, job.dtype, job.per_node),
     }
 
 
@@ -100,7 +111,8 @@ def candidates(
     job: Job, remats: Sequence[str] = REMATS, sizes: Sizes | None = None, accumulate: int | None = None
 ) -> Iterator[Job]:
     """The job on every mesh that divides (or the one given), with every policy and number of parts (or the one)."""
-    for mesh in [sizes] if sizes else filter(partial(counted_on, job.spec), meshes(job.devices)):
+    every = itertools.chain.from_iterable(meshes(count) for count in usable(job))
+    for mesh in [sizes] if sizes else filter(partial(sensible, job.spec), every):
         on_mesh = dataclasses.replace(job, sizes=mesh)
         rows = job.batch // on_mesh.parts(("batch",))
         allowed = range(1, MOST_PARTS + 1) if accumulate is None else (accumulate,)
@@ -109,6 +121,14 @@ def candidates(
             continue
         for remat, count in itertools.product(remats, parts):
             yield dataclasses.replace(on_mesh, remat=remat, accumulate=count)
+
+
+def usable(job: Job) -> list[int]:
+    """How many devices a mesh may have: all, or, as 72 divide little that a model has, of each node as many as the
+    largest power of two.
+    """
+    own = job.instance.devices
+    return [job.nodes * count for count in dict.fromkeys((own, 1 << own.bit_length() - 1))]
 
 
 def meshes(devices: int) -> Iterator[Sizes]:
@@ -125,17 +145,19 @@ def meshes(devices: int) -> Iterator[Sizes]:
         yield ordered(dict(zip(SPREAD, sizes, strict=True)))
 
 
-def counted_on(spec: Spec, sizes: Sizes) -> bool:
-    """Whether arithmetic can be trusted: where experts lie on tensor devices and on no expert ones, the partitioner
-    makes copies that it does not know of (as compiled, DeepSeek-V3 on fsdp=64,tensor=4 needs nine times the memory).
+def sensible(spec: Spec, sizes: Sizes) -> bool:
+    """Whether a mesh is worth a look: a model without experts has no use for their axis, which would be one more of
+    data; and where experts lie on tensor devices but on none of their own, the partitioner makes copies that arithmetic
+    does not know of (as compiled, DeepSeek-V3 on fsdp=64,tensor=4 needs nine times the memory).
     """
     routed = any(hasattr(layer.mlp, "experts_per_token") for layer in spec.layers)
-    return not routed or sizes.get("tensor", 1) == 1 or sizes.get("expert", 1) > 1
+    expert, tensor = sizes.get("expert", 1), sizes.get("tensor", 1)
+    return (expert > 1 or tensor == 1) if routed else expert == 1
 
 
 def predicted_seconds(job: Job, guess: Estimate) -> float:
     """By arithmetic, at least (roofline)."""
-    busy = seconds(job.instance, guess.work, guess.collectives, job.dtype, job.nodes)
+    busy = seconds(job.instance, guess.work, guess.collectives, job.dtype, job.nodes, job.per_node)
     return max(busy.values()) + 1e-3 * sum(busy.values())
 
 
@@ -143,7 +165,7 @@ def ranked(jobs: Iterator[Job]) -> list[tuple[Job, Estimate]]:
     """Those that arithmetic says fit, fastest first, and of equally fast ones those with most memory left; if none fit,
     those that need least."""
     every = [(job, estimate(job)) for job in jobs]
-    fits = [(job, guess) for job, guess in every if guess.peak <= job.instance.memory.value]
+    fits = [(job, guess) for job, guess in every if guess.peak <= SURE * job.instance.memory.value]
     if not fits:
         return sorted(every, key=lambda one: one[1].peak)
     return sorted(fits, key=lambda one: (predicted_seconds(*one), one[1].peak))
@@ -152,18 +174,26 @@ def ranked(jobs: Iterator[Job]) -> list[tuple[Job, Estimate]]:
 def default(job: Job, remats: Sequence[str] = REMATS, sizes: Sizes | None = None, accumulate: int | None = None) -> Job:
     """The job as arithmetic would have it. Raises ValueError for a mesh of other than its devices, and where nothing
     divides."""
-    if sizes is not None and math.prod(sizes.values()) != job.devices:
+    counts = usable(job)
+    if sizes is not None and math.prod(sizes.values()) not in counts:
         asked = f"mesh {written(sizes)} needs {math.prod(sizes.values())} devices"
-        raise ValueError(f"{asked}, but {job.nodes} x {job.on} have {job.devices}")
+        fewer = "".join(f", of which {count} may be used" for count in counts[1:])
+        raise ValueError(f"{asked}, but {job.nodes} x {job.on} have {counts[0]}{fewer}")
     found = ranked(candidates(job, remats, sizes, accumulate))
     if not found:
-        tried = dataclasses.replace(job, sizes=sizes or {"fsdp": job.devices}, accumulate=accumulate or 1)
-        reason = tried.unfit() or f"{job.batch} rows do not divide into {accumulate} parts on each device"
-        raise ValueError(
-            f"no mesh of {job.devices} devices takes a batch of {job.batch} rows of {job.length} tokens: {reason}; "
-            "change --mesh, --batch, --accumulate or --nodes"
-        )
+        raise _indivisible(job, sizes, accumulate)
     return found[0][0]
+
+
+def _indivisible(job: Job, sizes: Sizes | None = None, accumulate: int | None = None) -> ValueError:
+    """Why the job has no candidates, in words with numbers."""
+    devices = usable(job)[0]
+    tried = dataclasses.replace(job, sizes=sizes or {"fsdp": devices}, accumulate=accumulate or 1)
+    reason = tried.unfit() or f"{job.batch} rows do not divide into {accumulate} parts on each device"
+    return ValueError(
+        f"no mesh of {devices} devices takes a batch of {job.batch} rows of {job.length} tokens: {reason}; "
+        "change --mesh, --batch, --accumulate or --nodes"
+    )
 
 
 def search(
@@ -176,18 +206,35 @@ def search(
     """Plans of the `most` candidates that arithmetic likes best, on different meshes and policies first; those that fit
     before those that do not, the fastest first. Each says its rank by arithmetic, from 1.
 
-    report: called with (plans done, of how many, the mesh at hand)."""
+    report: called with (plans done, of how many, the mesh just done). A script that compiles must be one that can be
+    imported, as processes of multiprocessing do: under `if __name__ == "__main__"`."""
+    if most < 1:
+        raise ValueError(f"--most is {most}: a search compiles at least one plan")
     chosen = ranked(candidates(job, remats))
+    if not chosen:
+        raise _indivisible(job)
     best: dict[tuple[Any, ...], Job] = {}
     for one, _ in chosen:  # parts of a batch change little else, so the best number of parts stands for its mesh
         best.setdefault((written(one.sizes), one.remat), one)
     picked = list(best.values())[:most]
     plans = []
-    for rank, one in enumerate(picked, start=1):
-        report(rank - 1, len(picked), f"{written(one.sizes)} {one.remat}")
-        plans.append({"predicted_rank": rank, **planned(one, compile_them)})
-    report(len(picked), len(picked), "done")
-    return sorted(plans, key=lambda plan: (not plan["fits"], plan["estimates"]["seconds"]["least"]))
+    report(0, len(picked), "compiling" if compile_them else "arithmetic")
+    for place, plan in _each(picked, compile_them and job.instance.gpu is not None):
+        plans.append({"predicted_rank": place + 1, **plan})
+        report(len(plans), len(picked), f"{written(picked[place].sizes)} {picked[place].remat}")
+    return sorted(
+        plans, key=lambda plan: (not plan["fits"], *(plan["estimates"]["seconds"][of] for of in ("least", "most")))
+    )
+
+
+def _each(jobs: Sequence[Job], compile_them: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(place, plan) of every job, as they are done: compiled in processes, as one compiles one program at a time."""
+    if not compile_them:
+        yield from ((place, planned(job, False)) for place, job in enumerate(jobs))
+        return
+    with ProcessPoolExecutor(min(AT_ONCE, len(jobs)), multiprocessing.get_context("spawn")) as pool:
+        doing = {pool.submit(planned, job): place for place, job in enumerate(jobs)}
+        yield from ((doing[done], done.result()) for done in as_completed(doing))
 
 
 def job_of(spec: Spec, on: str, nodes: int, batch: int, length: int, **more: Any) -> Job:

@@ -1,26 +1,19 @@
-"""Plans (plan.py) for people: one as a page of text, a search as a table and as a picture of memory against time."""
+"""Plans (plan.py) for people: one as a page of text, a search as a table (as a picture: frontier.py)."""
 
-import html
-import math
 from collections.abc import Sequence
 from typing import Any
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 440, 64, 24, 68, 52
-INK, FAINT, FITS, NOT = "#333333", "#dddddd", "#7fa8d1", "#c2410c"
+from .frontier import mesh_of
 
 Plan = dict[str, Any]
 
 
-def mesh_of(plan: Plan) -> str:
-    return ",".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
-
-
 def _gb(amount: float) -> str:
-    return f"{amount / 1e9:,.1f} GB"
+    return f"{amount / 1e9:,.1f} GB" if abs(amount) >= 1e8 else f"{amount / 1e6:,.1f} MB"
 
 
-def _short(plan: Plan) -> str:
-    return f"{mesh_of(plan)} {plan['remat']}, {plan['accumulate']} parts"
+def _parts(count: int) -> str:
+    return f"{count} part{'' if count == 1 else 's'}"
 
 
 def page(name: str, plan: Plan) -> str:
@@ -33,8 +26,10 @@ def page(name: str, plan: Plan) -> str:
         else "arithmetic, nothing compiled"
     )
     lines = [
-        f"{name} on {plan['nodes']} x {plan['instance']}: {plan['devices']} devices, mesh {mesh_of(plan)}",
-        f"batch {plan['batch']:,} x {plan['length']:,} tokens in {plan['accumulate']} parts, remat {plan['remat']}",
+        f"{name} on {plan['nodes']} x {plan['instance']}: {plan['devices']} devices, mesh {mesh_of(plan)}"
+        + (f"; {plan['idle']} devices stay idle" if plan["idle"] else ""),
+        f"batch {plan['batch']:,} x {plan['length']:,} tokens in {_parts(plan['accumulate'])}, remat {plan['remat']}"
+        + (f"; stages of the pipeline are idle {plan['bubble']:.0%} of the time" if plan["bubble"] else ""),
         how,
         "",
         f"memory a device: {_gb(held['peak'])} of {_gb(memory)}: "
@@ -51,7 +46,7 @@ def page(name: str, plan: Plan) -> str:
         lines.append(f"  {row['kind']:18} {row['count']:>7,} times {_gb(row['bytes']):>14}  {among}{doubt}")
     if not plan["collectives"]:
         lines.append("  none")
-    busy = {name: value for name, value in estimates["seconds"].items() if name not in ("least", "most")}
+    busy = {name: value for name, value in estimates["seconds"].items() if name not in ("least", "most", "expected")}
     lines += ["", f"estimates, of published peaks ({plan['flops'] / 1e12:,.1f} TFLOP a device and step):"]
     lines += ["  busy: " + ", ".join(f"{name} {value:.3g} s" for name, value in busy.items())]
     lines += [_speed(estimates)]
@@ -61,13 +56,15 @@ def page(name: str, plan: Plan) -> str:
 def _speed(estimates: Plan) -> str:
     least, most = estimates["seconds"]["least"], estimates["seconds"].get("most")
     until = "" if most is None else f", {most:.3g} s if nothing overlaps"
+    if "expected" in estimates["seconds"]:
+        until += f"; CPUs take about {estimates['seconds']['expected']:.3g} s"
     usd = estimates["usd_per_billion_tokens"]
     mfu = estimates.get("mfu_ceiling")
     return (
         f"  a step: at least {least:.3g} s, bound by {estimates['bound']}{until}\n"
         f"  at most {estimates['tokens_per_second']:,.0f} tokens/s"
         + ("" if mfu is None else f", MFU {mfu:.0%}")
-        + ("; no price is known" if usd is None else f"; at least {usd:,.2f} USD a billion tokens, on demand")
+        + ("; no price is known" if usd is None else f"; at least {usd:,.2f} USD a billion tokens")
     )
 
 
@@ -98,58 +95,10 @@ def rows(plans: Sequence[Plan]) -> list[list[str]]:
             str(plan["accumulate"]),
             f"{plan['bytes']['peak'] / 1e9:,.1f}",
             "yes" if plan["fits"] else "no",
-            f"{plan['estimates']['seconds']['least']:.3g}",
+            f"{plan['estimates']['seconds']['least']:.3g} to {plan['estimates']['seconds']['most']:.3g}",
             plan["estimates"]["bound"],
             f"{plan['estimates']['tokens_per_second']:,.0f}",
             f"#{plan['predicted_rank']}, {plan['predicted_bytes']['peak'] / 1e9:,.1f} GB",
         ]
         for i, plan in enumerate(plans, start=1)
     ]
-
-
-def picture(title: str, plans: Sequence[Plan]) -> str:
-    """SVG text: each plan at its memory (across, GB a device) and its step (up, seconds at least, logarithmic), the
-    memory there is as a dashed line. Raises ValueError when there is nothing to draw."""
-    if not plans:
-        raise ValueError("a picture of a search needs at least one plan")
-    limit: float = plans[0]["memory"] / 1e9
-    memory: list[float] = [plan["bytes"]["peak"] / 1e9 for plan in plans]
-    times: list[float] = [plan["estimates"]["seconds"]["least"] for plan in plans]
-    right = 1.05 * max(*memory, limit)
-    low, high = math.log10(min(times)) - 0.1, math.log10(max(times)) + 0.1
-
-    def across(gigabytes: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * gigabytes / right
-
-    def up(seconds: float) -> float:
-        y: float = TOP + (HEIGHT - TOP - BOTTOM) * (high - math.log10(seconds)) / (high - low)
-        return y
-
-    def text(x: float, y: float, words: str, more: str = "") -> str:
-        return f'<text x="{x:.1f}" y="{y:.1f}" fill="{INK}" {more}>{html.escape(words)}</text>'
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
-        ' font-family="system-ui, sans-serif" font-size="13">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        text(LEFT, 28, title, 'font-size="16" font-weight="600"'),
-        text(16, TOP - 14, "seconds a step, at least"),
-        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "GB a device", 'text-anchor="middle"'),
-    ]
-    for i in range(5):
-        seconds, gigabytes = 10 ** (low + (high - low) * i / 4), right * i / 4
-        parts.append(f'<path d="M{LEFT} {up(seconds):.1f}H{WIDTH - RIGHT}" stroke="{FAINT}"/>')
-        parts.append(text(LEFT - 8, up(seconds) + 4, f"{seconds:.3g}", 'text-anchor="end"'))
-        parts.append(text(across(gigabytes), HEIGHT - BOTTOM + 20, f"{gigabytes:.0f}", 'text-anchor="middle"'))
-    x = f"{across(limit):.1f}"
-    parts.append(f'<path d="M{x} {TOP}V{HEIGHT - BOTTOM}" stroke="{INK}" stroke-dasharray="4 4"/>')
-    parts.append(text(across(limit) - 6, TOP + 12, "memory", 'text-anchor="end"'))
-    for plan, gigabytes, seconds in zip(plans, memory, times, strict=True):
-        colour = FITS if plan["fits"] else NOT
-        parts.append(
-            f'<circle cx="{across(gigabytes):.1f}" cy="{up(seconds):.1f}" r="5" fill="{colour}">'
-            f"<title>{html.escape(_short(plan))}</title></circle>"
-        )
-    best = plans[0]
-    parts.append(text(across(memory[0]) + 9, up(times[0]) + 4, mesh_of(best)))
-    return "\n".join([*parts, "</svg>"]) + "\n"

@@ -15,13 +15,26 @@ from jax.sharding import AbstractMesh, AxisType
 from archzoo import MODELS
 from archzoo.cli import main
 from archzoo.sharding.hlo import Collective
+from archzoo.sharding.mesh import parse_mesh
 from archzoo.sharding.rules import Rules
 from archzoo.train.estimate import Job, decode, estimate
+from archzoo.train.frontier import frontier, picture
 from archzoo.train.plan import OPTIMIZER, candidates, default, job_of, meshes, planned, ranked
-from archzoo.train.planned import picture
+from archzoo.train.planned import page
 from archzoo.train.step import state_shapes, state_shardings
 
 NANO = "deepseek-v3-nano"
+
+COMPILED = [
+    ("fsdp=64,expert=4", "p5en.48xlarge", 1, 145.8),
+    ("fsdp=32,expert=8", "p5en.48xlarge", 1, 195.9),
+    ("fsdp=16,expert=16", "p5en.48xlarge", 1, 297.5),
+    ("fsdp=128,expert=2", "p5en.48xlarge", 2, 115.5),
+    ("fsdp=64,expert=2,tensor=2", "p5en.48xlarge", 2, 121.6),
+    ("fsdp=32,expert=4,tensor=2", "p5en.48xlarge", 2, 149.0),
+    ("data=2,fsdp=16,expert=8", "u-p6e-gb200x72", 1, 263.9),
+]
+"""Meshes, instances, parts of a batch of 2,048 rows of 4,096 tokens, and GB a device, as jaxlib 0.10.2 planned them."""
 
 
 def job(name: str = NANO, **more: Any) -> Job:
@@ -96,6 +109,38 @@ def test_what_fits_comes_before_what_does_not_and_the_fastest_first() -> None:
     assert default(small, ("full",)).sizes  # none fits an Inferentia2: the one that needs least is told
 
 
+def test_devices_that_no_mesh_divides_stay_idle() -> None:
+    """72 GPUs divide neither 256 experts nor a width of 7,168: of each 64 are used, and share the network of all."""
+    large = job_of(MODELS["deepseek-v3"], "u-p6e-gb200x72", 4, 2048, 4096)
+    chosen = default(large, ("full",))
+    assert (chosen.devices, chosen.per_node) == (256, 64)
+    plan = planned(chosen, compile_it=False)
+    assert (plan["devices"], plan["idle"]) == (256, 32)
+    assert "32 devices stay idle" in page("deepseek-v3", plan)
+    assert plan["estimates"]["usd_per_billion_tokens"] == pytest.approx(
+        4 * 761.9 / 3600 / plan["estimates"]["tokens_per_second"] * 1e9
+    )
+    with pytest.raises(ValueError, match="4 x u-p6e-gb200x72 have 288, of which 256 may be used"):
+        default(large, ("full",), {"fsdp": 128})
+
+
+@pytest.mark.parametrize(("mesh", "on", "accumulate", "peak"), COMPILED, ids=str)
+def test_arithmetic_says_what_the_compiler_said(mesh: str, on: str, accumulate: int, peak: float) -> None:
+    """The peak of DeepSeek-V3's step, as compiled for 256 devices, within a tenth; the target is a fifth."""
+    whole = job_of(MODELS["deepseek-v3"], on, 4 if "gb200" in on else 32, 2048, 4096)
+    guess = estimate(replace(whole, sizes=parse_mesh(mesh), accumulate=accumulate))
+    assert guess.peak / 1e9 == pytest.approx(peak, rel=0.1)
+
+
+def test_experts_have_room_for_the_tokens_of_all_devices_that_share_them() -> None:
+    def working(expert: int, dispatch: str) -> float:
+        sizes = {"fsdp": 16 // expert, "expert": expert}
+        return estimate(job(on="p5.48xlarge", nodes=2, sizes=sizes, dispatch=dispatch)).bytes["working"]
+
+    assert working(4, "grouped") > working(2, "grouped")
+    assert working(4, "capacity") == working(2, "capacity") == working(2, "grouped")  # slots for twice an even load
+
+
 def test_decoding_reads_chosen_experts_once() -> None:
     spec = MODELS["deepseek-v3"]
     one, many = (decode(spec, "p5en.48xlarge", 2, batch, 4096) for batch in (1, 4096))
@@ -105,6 +150,17 @@ def test_decoding_reads_chosen_experts_once() -> None:
     everything = (spec.param_count() - spec.vocab * spec.width) * 2 + spec.cache_bytes(4096, 4096)
     assert many["estimates"]["seconds"]["memory"] == pytest.approx(everything / bandwidth, rel=0.01)
     assert one["bytes"]["cache"] * 16 == spec.cache_bytes(1, 4096)
+
+
+def test_decoding_with_tied_embeddings_and_windows_reads_all_weights_and_holds_its_cache() -> None:
+    spec = MODELS["gemma3-nano"]
+    plan = decode(spec, "trn2.48xlarge", 1, 8, 1024)
+    assert plan["bytes"]["cache"] * 16 == spec.cache_bytes(8, 1024) < 8 * 1024 * spec.cache_bytes(1, 1)
+    assert plan["bytes"]["params"] * 16 == spec.param_count() * 2
+    assert plan["estimates"]["seconds"]["memory"] == pytest.approx(
+        (spec.param_count() * 2 + spec.cache_bytes(8, 1024)) / (16 * 2.9e12)
+    )
+    assert plan["estimates"]["tokens_per_second"] == pytest.approx(8 / plan["estimates"]["seconds"]["least"])
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -127,6 +183,7 @@ def test_a_plan_without_a_compiler(on: str, devices: int, capsys: pytest.Capture
     assert not found["compiled"]
     assert {"kind", "bytes", "count", "link"} <= set(found["collectives"][0])
     seconds = found["estimates"]["seconds"]
+    assert ("expected" in seconds) == (on == "c7i.48xlarge")
     assert seconds["least"] == seconds[found["estimates"]["bound"]] <= seconds["most"]
     assert found["estimates"]["tokens_per_second"] == pytest.approx(32 * 256 / seconds["least"])
     assert main(command) == 0
@@ -147,12 +204,27 @@ def test_a_search_is_ranked_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixt
         picture("nothing", [])
 
 
+def test_the_frontier_is_what_no_other_plan_beats() -> None:
+    def plan(least: float, peak: float) -> dict[str, Any]:
+        return {"estimates": {"seconds": {"least": least}}, "bytes": {"peak": peak}}
+
+    plans = [plan(2, 50), plan(1, 100), plan(1, 90), plan(3, 60), plan(4, 10)]
+    assert frontier(plans) == [plan(1, 90), plan(2, 50), plan(4, 10)]
+
+
+def test_a_model_without_experts_has_no_axis_of_experts() -> None:
+    dense = job_of(MODELS["llama3-nano"], "trn2.48xlarge", 1, 64, 256)
+    assert {made.sizes.get("expert", 1) for made in candidates(dense)} == {1}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         (["--on", "p5.48xlarg"], "did you mean p5.48xlarge?"),
         (["--on", "trn2.48xlarge", "--mesh", "fsdp=4"], "mesh fsdp=4 needs 4 devices, but 1 x trn2.48xlarge have 16"),
         (["--on", "trn2.48xlarge", "--mesh", "fsdp=16", "--batch", "8"], "does not divide by fsdp=16"),
+        (["--on", "trn2.48xlarge", "--search", "--batch", "7"], "no mesh of 16 devices takes a batch of 7 rows"),
+        (["--on", "trn2.48xlarge", "--search", "--most", "0"], "--most is 0"),
         (["--on", "trn2.48xlarge", "--rules", "zeros"], "there are default"),
         (["--on", "trn2.48xlarge", "--nodes", "0"], "must be positive"),
         (["--on", "trn2.48xlarge", "--length", "1000000"], "the model takes at most"),
