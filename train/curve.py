@@ -19,8 +19,8 @@ def loss_curve(title: str, train: Points, heldout: Points, unigram: float) -> st
         raise ValueError("a loss curve needs at least one step")
     last = max(step for step, _ in train)
     values = [loss for _, loss in (*smoothed(train), *heldout)] + [unigram]
-    low, high = _ticks(min(values), max(values))[0], max(*values, train[0][1])
-    ticks = _ticks(low, high)
+    low, high = ticks(min(values), max(values))[0], max(*values, train[0][1])
+    marks = ticks(low, high)
 
     def at(step: float, loss: float) -> str:
         x = LEFT + (WIDTH - LEFT - RIGHT) * step / max(last, 1)
@@ -40,12 +40,12 @@ def loss_curve(title: str, train: Points, heldout: Points, unigram: float) -> st
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         text(LEFT, 28, title, 'font-size="16" font-weight="600"'),
     ]
-    for tick in ticks:
+    for tick in marks:
         if low <= tick <= high:
             x, y = at(0, tick).split(",")
             parts.append(f'<path d="M{x} {y}H{WIDTH - RIGHT}" stroke="{FAINT}"/>')
             parts.append(text(LEFT - 8, float(y) + 4, f"{tick:g}", 'text-anchor="end"'))
-    for tick in (t for t in _ticks(0, last) if 0 <= t <= last):
+    for tick in (t for t in ticks(0, last) if 0 <= t <= last):
         x = at(tick, low).split(",")[0]
         parts.append(text(float(x), HEIGHT - BOTTOM + 20, f"{tick:g}", 'text-anchor="middle"'))
     parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "step", 'text-anchor="middle"'))
@@ -76,7 +76,7 @@ def smoothed(points: Points) -> list[tuple[float, float]]:
     return sums
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round numbers, about five, from at or below low to at or above high."""
     span = (high - low) or 1.0
     power = 10 ** math.floor(math.log10(span / 5))

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from ..layers.decoder import Decoder, Spec, capped
 from ..layers.execution import Execution
-from ..layers.mtp import ahead, reaches
+from ..layers.mtp import ahead, handed_on, reaches
 from ..layers.router import balance_loss
 from ..layers.spec import require
 from ..sharding.rules import Rules, axis_names, constrain, parts
@@ -64,7 +64,7 @@ def default_losses(spec: Spec) -> Losses:
     routers = [layer.mlp.router for layer in spec.layers if hasattr(layer.mlp, "router")]
     if not routers:
         return Losses(mtp=mtp)
-    if all(getattr(router, "bias", True) for router in routers):
+    if all(router.keeps_even for router in routers):
         return Losses(sequence_balance=1e-4, mtp=mtp)
     return Losses(balance=1e-2, router_z=1e-3, mtp=mtp)
 
@@ -127,7 +127,7 @@ def forward_all(
     hidden_BLD, aux = forward(params, batch, spec, execution)
     if not predicts(spec, losses):
         return hidden_BLD, (), aux
-    model, given = Decoder(spec, execution), (batch["tokens"], hidden_BLD, batch["segment_ids"])
+    model, given = Decoder(spec, execution), (batch["tokens"], handed_on(hidden_BLD, aux), batch["segment_ids"])
     predicted, more = model.apply({"params": params}, *given, method="predict")
     return hidden_BLD, predicted, {**aux, **more}
 

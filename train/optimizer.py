@@ -22,6 +22,8 @@ import optax
 from ..layers.accounting import Leaf, input_axes, is_matrix, is_vocab, output_axes, tree_of
 from ..layers.decoder import Spec
 from ..layers.spec import require
+from ..sharding.rules import Rules
+from .by_layer import by_layer
 
 OPTIMIZERS = ("adamw", "muon")
 SELECTION_BIAS = ("router", "bias_X")
@@ -118,8 +120,11 @@ def muon_axes(leaf: Leaf) -> Any:
     return MuonDimensionNumbers(input_axes(leaf), output_axes(leaf))
 
 
-def make_optimizer(config: Optimizer, spec: Spec) -> Any:
-    """The optax.GradientTransformation of the configuration for the parameters of this model."""
+def make_optimizer(config: Optimizer, spec: Spec, rules: Rules | None = None) -> Any:
+    """The optax.GradientTransformation of the configuration for the parameters of this model.
+
+    rules: by which they are spread over the mesh in force, None without one.
+    """
     from optax.contrib import muon
 
     def group(leaf: Leaf) -> str:
@@ -137,12 +142,13 @@ def make_optimizer(config: Optimizer, spec: Spec) -> Any:
     }
     if config.name == "muon":
         dimensions = tree_of(spec, muon_axes)
-        groups["muon"] = muon(
+        whole = muon(
             rate,
             beta=config.momentum,
             weight_decay=decay,
             muon_weight_dimension_numbers=dimensions,
             consistent_rms=0.2,
         )
+        groups["muon"] = by_layer(whole, spec, rules)
     clip = optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip)
     return optax.chain(clip, optax.partition(groups, tree_of(spec, group)))

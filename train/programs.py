@@ -1,5 +1,6 @@
 """The programs of a model, as functions and the shapes they take, for whoever looks at them without running them.
 
+init     a new state, by a key
 train    a step of the optimizer
 prefill  prompts in, the logits after each and a cache out
 decode   CHUNK tokens more of each row: greedily, or `sample` by its key
@@ -16,13 +17,13 @@ from jax.sharding import AbstractMesh, AxisType
 
 from ..layers import decoding
 from ..layers.decoder import Spec, cache_shapes, param_shapes
-from ..layers.execution import Execution
+from ..layers.execution import Execution, new_key
 from ..sharding.mesh import misfit, parse_mesh
 from ..sharding.rules import rules_by_name
 from .loss import default_losses
 from .optimizer import Optimizer
 from .placement import Placement, shapes_on, spread
-from .step import make_step
+from .step import init_state, make_step
 
 Shape = jax.ShapeDtypeStruct
 
@@ -50,6 +51,7 @@ def programs(
     if placement is not None:
         execution = replace(execution, rules=placement.rules)
     optimizer = optimizer or Optimizer(steps=100, name="muon")
+    key = jax.eval_shape(lambda: new_key(0, execution))
     step = make_step(spec, execution, optimizer, default_losses(spec))
     sharding = None if placement is None else placement.batch
     text = {name: Shape((batch, length), jnp.int32, sharding=sharding) for name in ("tokens", "targets", "segment_ids")}
@@ -71,6 +73,7 @@ def programs(
 
     decode, stop = partial(decoding.decode, plain, execution), tuple(spec.eos_ids)
     return {
+        "init": Program(partial(init_state, spec, optimizer), (key,)),
         "train": Program(step, (shapes_on(spec, optimizer, placement), text)),
         "prefill": Program(prefill, (params, *prompt)),
         "decode": Program(partial(decode, stop, False), (params, *going_on)),

@@ -14,6 +14,7 @@ from jax.extend.mlir import ir
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from archzoo.layers.largest import by_maxima
 from archzoo.sharding import check
 from archzoo.sharding.checking import NEURON, found_in
 from archzoo.sharding.ranges import Program
@@ -89,6 +90,7 @@ BREAKS: dict[str, tuple[str, str, Callable[..., Any] | str, tuple[Any, ...]]] = 
     "float sort": ("sort-comparator", "sort", jnp.sort, (F,)),
     "integer scatter": ("EVRF016/060", "scatter", lambda i: jnp.zeros(9, jnp.int32).at[jnp.clip(i, 0, 8)].add(1), (I,)),
     "gather": ("EVRF031/056", "gather", lambda x, i: jnp.take(x, i, axis=0, mode="clip"), (F, I)),
+    "gather the least": ("EVRF031/056", "gather", lambda x, i: jnp.take(x, i.min()[None], axis=0, mode="clip"), (F, I)),
     "gather a block": ("EVRF031/056", "gather", lambda x, i: x[jnp.clip(i, 0, 8)], (F, I)),
     "scatter": ("EVRF031/056", "scatter", lambda x, i: x.at[i].set(0, mode="promise_in_bounds"), (F, I)),
     "integer product": ("EVRF035", "dot_general", lambda i: jnp.dot(i, i), (I,)),
@@ -111,6 +113,7 @@ PASSES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "clipped twice": (lambda x, i: x[jnp.clip(i, 0, 7), jnp.clip(i, 0, 3)], (F, I)),
     "remembered": (lambda x, i: jax.grad(lambda x: jnp.take(x, i, axis=0, mode="clip").sum())(x), (F, I)),
     "chosen": (lambda x: jnp.take_along_axis(x, lax.top_k(x, 2)[1], axis=-1), (F,)),
+    "chosen by maxima": (lambda x: jnp.take_along_axis(x, by_maxima(x, 2)[1], axis=-1), (F,)),
     "cumulated": (lambda x: jnp.cumsum(x, axis=0), (F,)),
     "integer sort": (jnp.sort, (I,)),
     "plain window": (window, (F,)),

@@ -28,7 +28,6 @@ def test_a_mesh_is_read_as_it_is_written() -> None:
         ("fsdp=-2", "is not AXIS=SIZE"),
         ("model=2", "unknown axis 'model'; the mesh axes are data, fsdp"),
         ("fsdp=2,fsdp=2", "axis 'fsdp' is given twice"),
-        ("stage=2", "does not cut depth into 2 stages"),
     ],
 )
 def test_what_is_no_mesh_is_refused(text: str, message: str) -> None:

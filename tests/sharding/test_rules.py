@@ -1,5 +1,6 @@
 """The table turns logical axes into partitions, and refuses what it does not know or cannot do."""
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from archzoo.layers.accounting import axes
+from archzoo.layers.accounting import DEPTH, axes, leaves
 from archzoo.layers.attention import Attention
 from archzoo.layers.block import pre_norm
 from archzoo.layers.decoder import Spec, param_shapes
@@ -19,6 +20,7 @@ from archzoo.layers.norms import QKNorm, RMSNorm
 from archzoo.layers.rope import Rope
 from archzoo.layers.router import Router
 from archzoo.sharding.rules import MESH_AXES, Rules, make_mesh
+from archzoo.zoo.registry import MODELS
 
 FULL: Any = AbstractMesh((2, 2, 2, 2, 2, 1), MESH_AXES)
 SMALL: Any = AbstractMesh((4, 2), ("fsdp", "tensor"))
@@ -27,10 +29,13 @@ SMALL: Any = AbstractMesh((4, 2), ("fsdp", "tensor"))
 @pytest.mark.parametrize(
     ("logical", "partition"),
     [
-        (("layers", "width", "kv_heads", "q_per_kv", "head_dim"), P(None, "fsdp", "tensor", None, None)),
-        (("layers", "experts", "width", "ffn"), P(None, "expert", "fsdp", "tensor")),
+        (("layers", "width", "kv_heads", "q_per_kv", "head_dim"), P("stage", "fsdp", "tensor", None, None)),
+        (("few_layers", "experts", "width", "ffn"), P(None, "expert", "fsdp", "tensor")),
         (("vocab", "width"), P("tensor", "fsdp")),
-        (("batch", "length"), P(("data", "fsdp", "expert"), "sequence")),
+        (("layers", "q_rank", "heads", "head_dim"), P("stage", "fsdp", "tensor", None)),
+        (("layers", "width", "q_rank"), P("stage", "fsdp", None)),
+        (("kv_heads", "q_per_kv", "head_dim", "kv_rank"), P("tensor", None, None, "fsdp")),
+        (("batch", "length"), P(("data", "fsdp", "expert", "stage"), "sequence")),
         ((None, "width"), P(None, "fsdp")),
         ((), P()),
     ],
@@ -59,7 +64,7 @@ def test_a_changed_rule_changes_its_axis_only() -> None:
 
 
 def test_a_misspelt_logical_axis_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"no sharding rule for logical axis 'widht'; the rules are batch, .*width"):
+    with pytest.raises(ValueError, match=r"no sharding rule for logical axis 'widht'; the rules are .*batch, .*width"):
         Rules().partition(("widht", "ffn"), FULL)
 
 
@@ -103,7 +108,7 @@ def test_every_axis_of_every_parameter_has_a_rule_and_no_two_clash() -> None:
     partitions = jax.tree.map(
         lambda names: Rules().partition(names, FULL), axes(MODEL), is_leaf=lambda node: isinstance(node, tuple)
     )
-    assert partitions["run_0"]["layer_1"]["mlp"]["w_up_XFD"] == P(None, "expert", "tensor", "fsdp")
+    assert partitions["run_0"]["layer_1"]["mlp"]["w_up_XFD"] == P("stage", "expert", "tensor", "fsdp")
     assert set(jax.tree.leaves(axes(MODEL))) <= {field.name for field in fields(Rules)}
 
 
@@ -112,6 +117,34 @@ def test_shardings_are_a_tree_like_the_parameters() -> None:
     shardings = Rules().shardings(axes(MODEL), mesh)
     assert str(jax.tree.structure(shardings)) == str(jax.tree.structure(param_shapes(MODEL)))
     assert shardings["embed_VD"] == NamedSharding(mesh, P("tensor", "fsdp"))
+
+
+OVER_EIGHT: Any = AbstractMesh((8,), ("fsdp",))
+LARGE = 2**20
+"""Bytes of a layer, float32."""
+WHOLE = ("table_VK", "b_gate_XF", "b_up_XF")
+"""A table of numbers of experts, which no product reads, and biases of experts, which lie over expert and tensor."""
+
+
+def whole(spec: Spec) -> list[str]:
+    """Large parameters of which fsdp=8 leaves each device a copy, though one of their axes would divide."""
+    found = []
+    for leaf in leaves(spec):
+        sizes = [size for axis, size in zip(leaf.axes, leaf.shape, strict=True) if axis not in DEPTH]
+        large = 4 * math.prod(sizes) > LARGE and any(size % 8 == 0 for size in sizes)
+        if large and not any(Rules().partition(leaf.axes, OVER_EIGHT)) and leaf.path[-1] not in WHOLE:
+            found.append(f"{'/'.join(leaf.path)} {leaf.shape}")
+    return found
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "gemma4-e4b", "kimi-linear-48b-a3b"])
+def test_every_large_parameter_lies_over_fsdp(name: str) -> None:
+    assert whole(MODELS[name]) == []
+
+
+@pytest.mark.slow
+def test_every_large_parameter_of_every_model_lies_over_fsdp() -> None:
+    assert {name: found for name, spec in MODELS.items() if (found := whole(spec))} == {}
 
 
 # --- meshes
