@@ -6,14 +6,12 @@ from the number of dimensions: a stacked norm scale has two and is no matrix."""
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
-
-from .block import PARTS
-from .pattern import Run
 
 _HEADS = ("kv_heads", "q_per_kv", "head_dim", "nope_dim", "value_dim", "taps")
 FEATURES = dict.fromkeys(_HEADS, "heads") | {"streams": "width"}
@@ -22,7 +20,11 @@ FEATURES = dict.fromkeys(_HEADS, "heads") | {"streams": "width"}
 An axis that is not listed is one by itself. The taps of a convolution by channel (convolution.py) map none to another.
 """
 
-STACKED = ("layers", "experts")
+DEPTH = ("layers", "few_layers")
+"""Axes over the repeats of a run: of the deepest one, which may be cut among stages (pipeline.py), and of the others.
+"""
+
+STACKED = (*DEPTH, "experts")
 """Axes over independent copies."""
 
 
@@ -34,62 +36,59 @@ class Model(Protocol):
     @property
     def layers(self) -> Sequence[Any]: ...
     @property
-    def runs(self) -> Sequence[Run]: ...
-    @property
-    def predictor(self) -> Any: ...
+    def part(self) -> "Part": ...
     @property
     def shapes(self) -> Any: ...
     def __hash__(self) -> int: ...
 
 
 class Leaf(NamedTuple):
-    """A parameter: where it is, its shape, its logical axes, and the spec of the layer it belongs to."""
+    """A parameter: where it is, its shape, its logical axes, the spec of the layer it belongs to, and whether the model
+    runs without it.
+    """
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     owner: Any
+    beside: bool
 
     def spaces(self) -> list[str]:
         """The feature spaces it maps from and to, in order: two for a matrix, one for a scale or bias."""
         return list(dict.fromkeys(FEATURES.get(a or "", a or "") for a in self.axes if a not in STACKED))
 
 
+class Part(NamedTuple):
+    """A part of the parameter tree: whose parameters it holds, and which parts below it are of other owners.
+
+    owner: a spec, in whose file the legend of its parameters is. A part that `parts` does not name belongs to the
+    owner's field of that name, if it has one, else to the owner.  stacked: axes in front of all its parameters.
+    beside: whether the model runs without it."""
+
+    owner: Any
+    parts: Mapping[str, "Part"] = MappingProxyType({})
+    stacked: tuple[str, ...] = ()
+    beside: bool = False
+
+
 @cache
 def leaves(spec: Model) -> tuple[Leaf, ...]:
     """Every parameter of the model, in the order of its tree."""
-    return tuple(_leaves(spec, spec.shapes, spec, (), ()))
+    return tuple(_leaves(spec.shapes, spec.part, ()))
 
 
-def _leaves(spec: Model, tree: Any, owner: Any, path: tuple[str, ...], stacked: tuple[str, ...]) -> Iterator[Leaf]:
-    legends = [sys.modules[type(owner).__module__]]
+def _leaves(tree: Any, part: Part, path: tuple[str, ...]) -> Iterator[Leaf]:
+    legend: dict[str, str] = getattr(sys.modules[type(part.owner).__module__], "AXES", {})
     for name, below in tree.items():
-        if name.startswith("run_"):
-            run = spec.runs[int(name[4:])]
-            for p, layer in enumerate(run.period):
-                yield from _of_layer(spec, below[f"layer_{p}"], layer, (name, f"layer_{p}"), ("layers",))
-        elif name.startswith("mtp_"):
-            yield from _of_layer(spec, below["layer"], spec.predictor, (name, "layer"), ())
-            own = {part: parameters for part, parameters in below.items() if part != "layer"}
-            yield from _leaves(spec, own, spec.predictor, (name,), ())
-        elif name == "close":
-            yield from _leaves(spec, below, spec.layers[-1].block, (*path, name), stacked)
-        elif hasattr(below, "shape"):
-            legend: dict[str, str] = getattr(legends[0], "AXES", {})
-            letters = name.rpartition("_")[2]
-            named = len(letters) == len(below.shape) - len(stacked) and set(letters) <= set(legend)
-            axes = tuple(legend[letter] for letter in letters) if named else (None,) * (len(below.shape) - len(stacked))
-            yield Leaf((*path, name), below.shape, (*stacked, *axes), owner)
+        if hasattr(below, "shape"):
+            letters, own = name.rpartition("_")[2], len(below.shape) - len(part.stacked)
+            named = len(letters) == own and set(letters) <= set(legend)
+            axes = tuple(legend[letter] for letter in letters) if named else (None,) * own
+            yield Leaf((*path, name), below.shape, (*part.stacked, *axes), part.owner, part.beside)
         else:
-            yield from _leaves(spec, below, getattr(owner, name, owner), (*path, name), stacked)
-
-
-def _of_layer(spec: Model, tree: Any, layer: Any, path: tuple[str, ...], stacked: tuple[str, ...]) -> Iterator[Leaf]:
-    for part, parameters in tree.items():
-        if part in PARTS:
-            yield from _leaves(spec, parameters, getattr(layer, part), (*path, part), stacked)
-        else:
-            yield from _leaves(spec, {part: parameters}, layer.block, path, stacked)
+            inner = part.parts.get(name) or Part(getattr(part.owner, name, part.owner))
+            inner = inner._replace(stacked=part.stacked + inner.stacked, beside=part.beside or inner.beside)
+            yield from _leaves(below, inner, (*path, name))
 
 
 def tree_of(spec: Model, value: Callable[[Leaf], Any]) -> Any:
@@ -112,7 +111,7 @@ def is_matrix(leaf: Leaf) -> bool:
 
 def is_predictor(leaf: Leaf) -> bool:
     """Whether it belongs to multi-token prediction (mtp.py), which the model runs without."""
-    return leaf.path[0].startswith("mtp_")
+    return leaf.beside
 
 
 def is_vocab(leaf: Leaf) -> bool:

@@ -18,11 +18,10 @@ from flax import linen as nn
 
 from .dense import attach
 from .execution import Execution
-from .hashed import HashRouter
 from .mlp import GatedMLP
 from .moe import MoE
 from .norms import RMSNorm, rms_norm
-from .router import Router, Routing, route
+from .router import AnyRouter, Router, Routing, route
 from .spec import Context, require
 
 AXES = {"D": "width", "X": "routes"}
@@ -47,7 +46,7 @@ class NormedRouterShell(nn.Module):
     experts: int
 
     @nn.compact
-    def __call__(self, x_TD: jax.Array) -> Routing:
+    def __call__(self, x_TD: jax.Array, tokens_T: jax.Array) -> Routing:
         width = x_TD.shape[-1]
         scale_D = self.param("scale_D", nn.initializers.ones, (width,), jnp.float32)
         w_DX = self.param("w_DX", nn.initializers.normal(1.0), (width, self.experts), jnp.float32)
@@ -67,7 +66,7 @@ class Beside:
     norm: RMSNorm = RMSNorm()
 
     @property
-    def router(self) -> Router | HashRouter:
+    def router(self) -> AnyRouter:
         return self.experts.router
 
     def shell(self, execution: Execution) -> nn.Module:

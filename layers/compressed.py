@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from .attention import HIDDEN, mean_keys
 from .cache import held_slots, new_slots
 from .compressor import CompressorShell, Pooled, compressor_cache, rotate_last
 from .dense import attach, project, weight
 from .execution import Execution
 from .indexer import Candidates, Query, scores
 from .norms import RMSNorm, rms_norm
+from .products import HIDDEN, mean_keys
 from .rope import Rope
 from .spec import Context, require
 

@@ -5,6 +5,7 @@ full-width input would give by sqrt(r / width). Times sqrt(width / r), the varia
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,21 @@ from .spec import require
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectedNorm:
-    """RMSNorm times sqrt(width / rank), for a latent of any rank in a model of this width."""
+    """RMSNorm times sqrt(width / rank), for a latent of any rank in a model of this width; None for the width of the
+    model that it is part of.
+    """
 
-    width: int
+    width: int | None = None
     eps: float = 1e-6
 
+    OF_MODEL: ClassVar[tuple[str, ...]] = ("width",)
+
     def __post_init__(self) -> None:
-        require(self, self.width > 0, "width", "it must be positive")
+        require(self, self.width is None or self.width > 0, "width", "it must be positive")
         require(self, self.eps > 0, "eps", "it must be positive")
 
     def shell(self, execution: Execution, axes: str = "D") -> nn.Module:
+        require(self, self.width is not None, "width", "outside of a model it must be stated")
         return CorrectedNormShell(self, axes)
 
 
@@ -36,6 +42,6 @@ class CorrectedNormShell(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        rank = x.shape[-1]
+        rank, width = x.shape[-1], self.spec.width or 0
         scale = self.param(f"scale_{self.axis}", nn.initializers.ones, (rank,), jnp.float32)
-        return rms_norm(x, scale.astype(jnp.float32) * (self.spec.width / rank) ** 0.5, self.spec.eps)
+        return rms_norm(x, scale.astype(jnp.float32) * (width / rank) ** 0.5, self.spec.eps)

@@ -42,7 +42,8 @@ def project(formula: str, x: jax.Array, w: jax.Array) -> jax.Array:
 
     The axes summed over must end x and begin w. XLA on a CPU runs the gradient of a product of flat matrices up to
     1.7 times as fast as that of the einsum with its batch axes, and is indifferent elsewhere. Under a mesh it stays the
-    einsum: the partitioner cannot flatten two axes that are both spread, and would gather them."""
+    einsum: the partitioner cannot flatten two axes that are both spread, and would gather them. What is spread is known
+    by the mesh in force, which is a key of jit's cache, not by the rules: arrays may be spread by other means."""
     x_axes, w_axes, out_axes = formula.replace("->", ",").split(",")
     shared = [axis for axis in w_axes if axis in x_axes]
     rows, columns = x.shape[: -len(shared)], w.shape[len(shared) :]

@@ -4,14 +4,14 @@ gated MLP: Shazeer 2020, eq. 6.
 Dimensions: D width, X experts, F ffn of an expert, R rows of one expert."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from .execution import KEPT
-from .mlp import ACTIVATIONS
+from .mlp import ACTIVATIONS, Gate, hidden, is_activation
 from .spec import require
 
 AXES = {"D": "width", "X": "experts", "F": "ffn"}
@@ -22,6 +22,8 @@ Table = tuple[tuple[str, str], ...]
 GATED: Table = (("w_gate_XFD", "D"), ("w_up_XFD", "D"), ("w_down_XDF", "F"))
 """[out, in], as in files: decoding reads one row's experts where they lie only in this form (grouped.py)."""
 
+BIASES: Table = (("b_gate_XF", ""), ("b_up_XF", ""), ("b_down_XD", ""))
+
 
 class Expert(Protocol):
     """A frozen dataclass. Called with one expert's parameters, in the table's order and without X, its rows [R, D] and
@@ -31,24 +33,33 @@ class Expert(Protocol):
     one.
     """
 
-    TABLE: ClassVar[Table]
+    @property
+    def table(self) -> Table: ...
 
     def __call__(self, params: tuple[jax.Array, ...], x_RD: jax.Array, weight_R1: jax.Array) -> jax.Array: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatedExpert:
-    """down(activation(gate x) * up x) times the weight."""
+    """A gated MLP (mlp.py) times the weight."""
 
-    activation: str = "silu"
-
-    TABLE: ClassVar[Table] = GATED
+    activation: str | Gate = "silu"
+    bias: bool = False
 
     def __post_init__(self) -> None:
-        require(self, self.activation in ACTIVATIONS, "activation", f"it takes {', '.join(ACTIVATIONS)}")
+        require(self, is_activation(self.activation), "activation", f"it takes {', '.join(ACTIVATIONS)}, or a Gate")
+
+    @property
+    def table(self) -> Table:
+        return GATED + BIASES if self.bias else GATED
 
     def __call__(self, params: tuple[jax.Array, ...], x_RD: jax.Array, weight_R1: jax.Array) -> jax.Array:
-        gate_FD, up_FD, down_DF = params
-        gate_RF, up_RF = checkpoint_name((jnp.dot(x_RD, gate_FD.T), jnp.dot(x_RD, up_FD.T)), KEPT)
+        gate_FD, up_FD, down_DF, *biases = params
+        gate_RF, up_RF = jnp.dot(x_RD, gate_FD.T), jnp.dot(x_RD, up_FD.T)
+        if biases:
+            gate_RF, up_RF = gate_RF + biases[0], up_RF + biases[1]
+        gate_RF, up_RF = checkpoint_name((gate_RF, up_RF), KEPT)
+        weight_R1 = weight_R1.astype(x_RD.dtype)
         # The weight enters before the last product, whose result backward then does not need.
-        return jnp.dot(ACTIVATIONS[self.activation](gate_RF) * up_RF * weight_R1.astype(x_RD.dtype), down_DF.T)
+        y_RD = jnp.dot(hidden(self.activation, gate_RF, up_RF) * weight_R1, down_DF.T)
+        return y_RD + biases[2] * weight_R1 if biases else y_RD

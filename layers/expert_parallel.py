@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from ..sharding.rules import MeshAxes, Rules, parts
+from ..sharding.rules import MeshAxes, Rules, free, parts
 from .execution import KEPT, Execution
 from .expert import Expert
 from .grouped import Plan, collect, plan, spread
@@ -45,7 +45,7 @@ def home(rules: Rules | None, tokens: Tokens, experts: int) -> Home | None:
     if rules is None or not is_spread(rules):
         return None
     mesh: Any = jax.sharding.get_abstract_mesh()
-    sizes, (batch, length, _) = dict(mesh.shape), tokens.x_BLD.shape
+    sizes, (batch, length, _) = free(mesh), tokens.x_BLD.shape
     cut = {"batch": batch, "length": length, "experts": experts}
     devices = parts(rules, "experts", sizes)
     if any(size % parts(rules, axis, sizes) for axis, size in cut.items()):
@@ -63,7 +63,7 @@ def across(
     rows = rules.partition(("batch", "length"), mesh)
     hidden = _hidden(rules, params, expert, rows)
     each = {"D": None, "X": at.axes, "F": hidden}
-    names = [name.rpartition("_")[2] for name, _ in expert.TABLE]
+    names = [name.rpartition("_")[2] for name, _ in expert.table]
     specs = tuple(PartitionSpec(*(each[letter] for letter in letters)) for letters in names)
 
     def own(params: tuple[jax.Array, ...], tokens: Tokens) -> tuple[jax.Array, jax.Array]:
@@ -95,7 +95,7 @@ def _hidden(rules: Rules, params: tuple[jax.Array, ...], expert: Expert, rows: P
     (_, ffn) = rules.partition(("experts", "ffn"), mesh)
     taken = {name for axes in rows for name in ((axes,) if isinstance(axes, str) else axes or ())}
     names = tuple(name for name in ((ffn,) if isinstance(ffn, str) else ffn or ()) if name not in taken)
-    letters = [name.rpartition("_")[2] for name, _ in expert.TABLE]
+    letters = [name.rpartition("_")[2] for name, _ in expert.table]
     size = next(w.shape[axes.index("F")] for w, axes in zip(params, letters, strict=True) if "F" in axes)
     return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
 

@@ -42,25 +42,34 @@ def mix_gated(
     x_TD: jax.Array,
     experts_TK: jax.Array,
     weights_TK: jax.Array,
-    matrices: tuple[jax.Array, jax.Array, jax.Array],
-    activation: Callable[[jax.Array], jax.Array],
+    params: tuple[jax.Array, ...],
+    hidden: Callable[[jax.Array, jax.Array], jax.Array],
     interpret: bool = False,
     expected: int | None = None,
 ) -> jax.Array:
-    """The sum over a token's choices of weight * (activation(x gate) * (x up)) down of the chosen expert: [T, D].
+    """The sum over a token's choices of weight * hidden(x gate, x up) down of the chosen expert: [T, D].
 
     experts_TK: int32, which expert; X or more for none. expected: how many are likely to be of some, None for all.
-    matrices: gate and up [X, F, D], down [X, D, F]. interpret: as of `grouped_matmul`. Gradients go to x, the weights
-    and the matrices."""
-    gate_XFD, up_XFD, down_XDF = matrices
+    params: gate and up [X, F, D], down [X, D, F]; then, of experts with biases, theirs [X, F], [X, F], [X, D].
+    interpret: as of `grouped_matmul`. Gradients go to x, the weights and the parameters."""
+    gate_XFD, up_XFD, down_XDF, *biases = params
     block = block_size(experts_TK.size if expected is None else expected, gate_XFD.shape[0])
     places = plan(experts_TK, gate_XFD.shape[0], block)
     x_PD = spread(x_TD, places)
     gate_PF = grouped_matmul(x_PD, gate_XFD, places, block, interpret)
     up_PF = grouped_matmul(x_PD, up_XFD, places, block, interpret)
-    y_PD = grouped_matmul(activation(gate_PF) * up_PF, down_XDF, places, block, interpret)
+    if biases:
+        gate_PF, up_PF = _add(gate_PF, biases[0], places, block), _add(up_PF, biases[1], places, block)
+    y_PD = grouped_matmul(hidden(gate_PF, up_PF), down_XDF, places, block, interpret)
+    y_PD = _add(y_PD, biases[2], places, block) if biases else y_PD
     weights_P = weights_TK.reshape(-1).at[places.row_P].get(mode="fill", fill_value=0)
     return collect(y_PD * weights_P[:, None].astype(y_PD.dtype), places)
+
+
+def _add(y_PG: jax.Array, bias_XG: jax.Array, places: Plan, block: int) -> jax.Array:
+    """Each block of rows plus its group's bias, whose gradient is a sum in float32."""
+    bias_NG = bias_XG.astype(jnp.float32)[places.group_N]
+    return y_PG + jnp.repeat(bias_NG, block, axis=0).astype(y_PG.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

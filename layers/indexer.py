@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from .attention import HIDDEN
 from .dense import attach, project, weight
 from .execution import Execution
 from .norms import LayerNorm
+from .products import HIDDEN
 from .rope import Rope, rotate
 from .spec import Context, require
 

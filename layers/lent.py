@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from .attention import Keys, attend, mean_keys
+from .attend import attend
 from .cache import held_slots, new_slots
 from .dense import attach, project, weight
 from .execution import Execution
 from .norms import RMSNorm, rms_norm
+from .products import Keys, mean_keys
 from .rope import Rope, rotate
 from .spec import Context, require
 

@@ -16,16 +16,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from .bounded import BoundedMLP
 from .dense import attach, bias, weight
 from .dispatch import dispatch
 from .execution import Execution
 from .expert import AXES as AXES  # those of the parameters here
 from .expert import Expert, GatedExpert
-from .hashed import HashRouter
 from .mlp import GatedMLP
 from .plain import MLP
-from .router import Router, Routing, statistics
+from .router import AnyRouter, Routing, statistics
 from .spec import Context, require
 from .ways import Tokens
 
@@ -39,8 +37,8 @@ class MoE:
 
     experts: int
     ffn: int
-    router: Router | HashRouter
-    shared: GatedMLP | BoundedMLP | MLP | None = None
+    router: AnyRouter
+    shared: GatedMLP | MLP | None = None
     expert: Expert = GatedExpert()
     identities: int = 0
 
@@ -97,11 +95,11 @@ class MoEShell(nn.Module):
         """routed_BLD: what the router reads, where that is not what the experts do."""
         s, read_BLD, (*rows, width) = self.spec, x_BLD if routed_BLD is None else routed_BLD, x_BLD.shape
         sizes = {"D": width, "X": s.experts, "F": s.ffn}
-        known = (context.tokens_BL.reshape(-1),) if isinstance(s.router, HashRouter) else ()
-        routing = attach(self, s.router.shell(s.routes), "router")(read_BLD.reshape(-1, read_BLD.shape[-1]), *known)
+        read_TD, tokens_T = read_BLD.reshape(-1, read_BLD.shape[-1]), context.tokens_BL.reshape(-1)
+        routing = attach(self, s.router.shell(s.routes), "router")(read_TD, tokens_T)
         params = tuple(
             weight(self, name, sizes, inputs, self.execution) if inputs else bias(self, name, sizes, self.execution)
-            for name, inputs in s.expert.TABLE
+            for name, inputs in s.expert.table
         )
         real_BL = context.real_BL()
         tokens = Tokens(x_BLD, real_BL, routing.weights_TK.reshape(*rows, -1), routing.experts_TK.reshape(*rows, -1))

@@ -6,13 +6,14 @@ Module k reads what module k-1 made of token i (the first one, what the model's 
 
 It predicts token i+k+1 with the model's own embedding and head. Modules are trained beside the model, and left out when
 it generates. As in the published checkpoints, the embedding is the first half of the pair, and the model hands on, as
-each module does, its states after their last norm.
+each module does, its states after their last norm (unchained.py, unnormed.py: modules that read states before it).
 
 Dimensions: B batch, L length, D width, I a pair of widths.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +41,22 @@ class MTP:
     mlp: Any = None
     norm: Norm | None = None
 
+    before_norm: ClassVar[bool] = False
+    """Whether they read what the model's last norm reads, rather than what it gives."""
+
+    own_norm: ClassVar[bool] = True
+    """Whether what a module gives has a norm of its own, rather than the model's last one."""
+
     def __post_init__(self) -> None:
         require(self, self.depth > 0, "depth", "it must be positive; a model without these modules has no MTP")
 
     def filled(self, **defaults: Any) -> "MTP":
         """The same, with these for what is None."""
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+
+    def reads(self, states: Sequence[jax.Array]) -> jax.Array:
+        """What the next module reads of the model's states and those of the modules before it."""
+        return states[-1]
 
     def shell(self, execution: Execution) -> nn.Module:
         """One module; the spec has to be `filled`."""
@@ -73,7 +84,21 @@ class MTPShell(nn.Module):
         x_BLD = project("BLI,ID->BLD", jnp.concatenate(pair, axis=-1), w_ID)
         layer = attach(self, s.block.shell(self.execution, s.attention, s.mlp), "layer")
         x_BLD, _, aux = layer(x_BLD, context, None)
-        return normed("final_norm", x_BLD), {"layer": aux}
+        raw = {BEFORE_NORM: x_BLD} if s.before_norm else {}
+        return normed(LAST_NORM, x_BLD), {"layer": aux} | raw
+
+
+LAST_NORM = "final_norm"
+"""Of the model and of a module, in their parameters."""
+
+BEFORE_NORM = "before_norm"
+"""What a last norm read, the model's or a module's, among the auxiliary statistics where modules read that."""
+
+
+def handed_on(hidden_BLD: jax.Array, aux: Mapping[str, Any]) -> jax.Array:
+    """What modules read of what `Decoder.hidden`, or a module, gave."""
+    state_BLD: jax.Array = aux.get(BEFORE_NORM, hidden_BLD)
+    return state_BLD
 
 
 def ahead(x_BL: jax.Array, places: int) -> jax.Array:

@@ -16,11 +16,10 @@ from flax import linen as nn
 
 from .dense import attach, bias, project, weight
 from .execution import Execution
-from .hashed import HashRouter
 from .mlp import GatedMLP
 from .moe import MoE
 from .plain import MLP
-from .router import Router
+from .router import AnyRouter
 from .spec import Context, require
 
 AXES = {"D": "width", "N": "latent_dim"}
@@ -43,7 +42,7 @@ class NarrowMoE:
         require(self, self.experts.shared is None, "experts", "what is shared stays outside, at the full width")
 
     @property
-    def router(self) -> Router | HashRouter:
+    def router(self) -> AnyRouter:
         return self.experts.router
 
     def shell(self, execution: Execution) -> nn.Module:

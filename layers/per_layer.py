@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ..sharding.rules import constrain
 from .block import PARTS
 from .dense import attach, project, weight
 from .execution import Execution
@@ -59,7 +60,8 @@ class PerLayerShell(nn.Module):
         embed_VNP = self.param("embed_VNP", nn.initializers.normal(s.dim**-0.5), table, jnp.float32)
         sizes = {"D": width, "N": self.depth, "P": s.dim}
         w_DNP = weight(self, "w_DNP", sizes, "D", self.execution)
-        told_BLNP = look_up(embed_VNP, tokens_BL, self.execution).astype(x_BLD.dtype) * math.sqrt(s.dim)
+        table_VNP = constrain(embed_VNP, self.execution.rules, "vocab")  # as the embedding's (decoder.py)
+        told_BLNP = look_up(table_VNP, tokens_BL, self.execution).astype(x_BLD.dtype) * math.sqrt(s.dim)
         seen_BLNP = project("BLD,DNP->BLNP", x_BLD, w_DNP) * width**-0.5
         seen_BLNP = attach(self, s.norm.shell(self.execution, "P"), "norm")(seen_BLNP)
         return jnp.moveaxis((told_BLNP + seen_BLNP) * 0.5**0.5, 2, 0)

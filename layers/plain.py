@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,10 +66,12 @@ class PlainExpert:
 
     activation: str = "relu2"
 
-    TABLE: ClassVar[Table] = (("w_up_XFD", "D"), ("w_down_XDF", "F"))
-
     def __post_init__(self) -> None:
         require(self, self.activation in ACTIVATIONS, "activation", f"it takes {', '.join(ACTIVATIONS)}")
+
+    @property
+    def table(self) -> Table:
+        return ("w_up_XFD", "D"), ("w_down_XDF", "F")
 
     def __call__(self, params: tuple[jax.Array, ...], x_RD: jax.Array, weight_R1: jax.Array) -> jax.Array:
         up_FD, down_DF = params

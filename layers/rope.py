@@ -97,7 +97,7 @@ class Proportional:
     still: p-RoPE (Barbero et al. 2024, section 6).
     """
 
-    share: float
+    share: float = 1.0
     factor: float = 1.0
 
     def stretch(self, frequencies: Frequencies, theta: float) -> Frequencies:

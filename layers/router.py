@@ -10,12 +10,13 @@ Dimensions: T tokens, D width, X experts (of the router: one score each), K chos
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from .largest import top_k
 from .spec import require
 
 AXES = {"D": "width", "X": "routes"}
@@ -45,6 +46,30 @@ class Groups:
         require(self, self.best > 0, "best", "it must be positive")
 
 
+class AnyRouter(Protocol):
+    """What experts ask of a router: a frozen dataclass, that of this file or another.
+
+    Its shell is called with what it reads of tokens [T, D] and with their ids [T], int32, and gives a Routing.
+    """
+
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def score(self) -> str: ...
+    @property
+    def groups(self) -> Groups | None: ...
+    @property
+    def renormalise(self) -> bool: ...
+    @property
+    def scale(self) -> float: ...
+
+    @property
+    def keeps_even(self) -> bool:
+        """Whether it spreads tokens evenly by itself: there is nothing that a balance loss over the step would mend."""
+
+    def shell(self, experts: int) -> nn.Module: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Router:
     """Each token chooses `top_k` experts by its scores.
@@ -65,6 +90,10 @@ class Router:
     def __post_init__(self) -> None:
         require(self, self.top_k > 0, "top_k", "it must be positive")
         require(self, self.score in SCORES, "score", f"it takes {', '.join(SCORES)}")
+
+    @property
+    def keeps_even(self) -> bool:
+        return self.bias
 
     def shell(self, experts: int) -> nn.Module:
         return RouterShell(self, experts)
@@ -90,7 +119,7 @@ def choose(logits_TX: jax.Array, bias_X: jax.Array | None, spec: Router) -> Rout
     choice_TX = scores_TX if bias_X is None else scores_TX + jax.lax.stop_gradient(bias_X.astype(jnp.float32))
     if spec.groups is not None:
         choice_TX = jnp.where(in_best_groups(choice_TX, spec.groups), choice_TX, -jnp.inf)
-    _, experts_TK = jax.lax.top_k(jax.lax.stop_gradient(choice_TX), spec.top_k)
+    _, experts_TK = top_k(jax.lax.stop_gradient(choice_TX), spec.top_k)
     weights_TK = weights_of(scores_TX, experts_TK, spec.renormalise, spec.scale)
     return Routing(weights_TK, experts_TK, scores_TX, logits_TX)
 
@@ -108,8 +137,8 @@ def in_best_groups(choice_TX: jax.Array, groups: Groups) -> jax.Array:
     """bool [tokens, experts]: whether an expert's group is among the kept ones."""
     tokens, experts = choice_TX.shape
     members = experts // groups.count
-    best, _ = jax.lax.top_k(choice_TX.reshape(tokens, groups.count, members), min(groups.best, members))
-    _, kept = jax.lax.top_k(jnp.sum(best, axis=-1), groups.kept)
+    best, _ = top_k(choice_TX.reshape(tokens, groups.count, members), min(groups.best, members))
+    _, kept = top_k(jnp.sum(best, axis=-1), groups.kept)
     is_kept = jnp.any(kept[:, :, None] == jnp.arange(groups.count), axis=1)
     return jnp.repeat(is_kept, members, axis=-1)
 
@@ -119,7 +148,7 @@ class RouterShell(nn.Module):
     experts: int
 
     @nn.compact
-    def __call__(self, x_TD: jax.Array) -> Routing:
+    def __call__(self, x_TD: jax.Array, tokens_T: jax.Array) -> Routing:
         width = x_TD.shape[-1]
         w_DX = self.param("w_DX", nn.initializers.normal(width**-0.5), (width, self.experts), jnp.float32)
         bias_X = self.param("bias_X", nn.initializers.zeros, (self.experts,), jnp.float32) if self.spec.bias else None

@@ -4,7 +4,6 @@ linear expert the two differ: y = shared(x) + sum over the chosen of expert(scor
 Dimensions: D width, X experts, F ffn of an expert, R rows of one expert."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,9 @@ from .expert import GATED, Table
 class ScaledInputExpert:
     """A gated MLP of rows times their weights: nothing of a row without weight, as it has no bias."""
 
-    TABLE: ClassVar[Table] = GATED
+    @property
+    def table(self) -> Table:
+        return GATED
 
     def __call__(self, params: tuple[jax.Array, ...], x_RD: jax.Array, weight_R1: jax.Array) -> jax.Array:
         gate_FD, up_FD, down_DF = params

@@ -9,15 +9,19 @@ A layer spec is any frozen dataclass that offers
 
 where its parameters and cache entries carry their axes in their names (`wq_DKGE`, `k_BKSE`) and the file that defines
 it holds the legend, `AXES = {"D": "width", ...}`. A layer with an "experts" axis also offers `.experts_per_token`.
+
+A spec anywhere in a layer may leave to the model what that knows: its class names such fields, OF_MODEL = ("width",),
+and where they are None they are the model's.
 """
 
 import dataclasses
 import importlib.util
 import json
+import operator
 import re
 import reprlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -58,6 +62,20 @@ def require(owner: Any, holds: bool, field: str, remedy: str) -> None:
     """Raises a ValueError that names the spec, the field and its value, unless it holds."""
     if not holds:
         raise ValueError(f"{type(owner).__name__}.{field} is {getattr(owner, field)!r}: {remedy}")
+
+
+def of_model(node: S, model: Mapping[str, int]) -> S:
+    """The spec, or tuple of specs, with what its parts leave to a model of this width and vocab."""
+    if isinstance(node, tuple):
+        parts: Any = tuple(of_model(part, model) for part in node)
+        return node if all(map(operator.is_, parts, node)) else parts
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
+        return node
+    found = {name: model[name] for name in getattr(node, "OF_MODEL", ()) if getattr(node, name) is None}
+    for field in dataclasses.fields(node):
+        whole = of_model(part := getattr(node, field.name), model)
+        found |= {} if whole is part else {field.name: whole}
+    return dataclasses.replace(node, **found) if found else node
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ A choice whose number no expert has is of nothing: it computes nothing and takes
 Dimensions: B batch, L length, T = B * L tokens, K choices, X experts, C slots a row, D width, N = B * C."""
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from .execution import Execution
 from .expert import Expert, GatedExpert
 from .grouped import mix
+from .mlp import hidden
 
 
 class Tokens(NamedTuple):
@@ -59,11 +61,9 @@ def mixed(
     expected: how many choices are likely to be of some expert, None for all."""
     if execution.target == "gpu" and isinstance(expert, GatedExpert):
         from .grouped_gpu import mix_gated  # Pallas is slow to import, and of no use elsewhere
-        from .mlp import ACTIVATIONS
 
-        gate_XFD, up_XFD, down_XDF = params
-        activation = ACTIVATIONS[expert.activation]
-        return mix_gated(x_TD, experts_TK, weights_TK, (gate_XFD, up_XFD, down_XDF), activation, expected=expected)
+        gate = partial(hidden, expert.activation)
+        return mix_gated(x_TD, experts_TK, weights_TK, params, gate, expected=expected)
     return mix(expert, params, x_TD, weights_TK, experts_TK, expected)
 
 

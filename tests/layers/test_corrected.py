@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 
 from archzoo.layers.corrected import CorrectedNorm
+from archzoo.layers.decoder import Spec
 from archzoo.layers.execution import Execution
+from archzoo.layers.latent import LatentAttention
+from archzoo.layers.rope import Rope
+from archzoo.layers.single import Absent, Single
 from archzoo.layers.spec import from_plain, to_plain
 
 from .conftest import LAYER, close, normal
@@ -31,7 +35,20 @@ def test_the_variance_of_what_is_read_out_does_not_depend_on_the_rank() -> None:
     np.testing.assert_allclose(variances, 1, rtol=0.15)
 
 
+def test_inside_a_model_the_width_is_the_models() -> None:
+    latent = LatentAttention(heads=2, nope_dim=4, value_dim=4, kv_rank=4, rope=Rope(dim=4), norm=CorrectedNorm())
+    parts = {"attention": latent, "mlp": Absent(), "block": Single()}
+    spec = Spec(vocab=11, width=16, depth=2, **parts, max_length=8)
+    for wide in (spec, spec.replace(width=36)):
+        norms = [layer.attention.norm for layer in wide.layers]
+        assert norms == [CorrectedNorm(width=wide.width)] * 2
+    assert spec.attention == (latent,)  # what the spec says stays open
+
+
 def test_it_survives_json_and_refuses_no_width() -> None:
-    assert from_plain(to_plain(CorrectedNorm(width=8))) == CorrectedNorm(width=8)
+    for norm in (CorrectedNorm(width=8), CorrectedNorm()):
+        assert from_plain(to_plain(norm)) == norm
     with pytest.raises(ValueError, match="width is 0"):
         CorrectedNorm(width=0)
+    with pytest.raises(ValueError, match="width is None: outside of a model it must be stated"):
+        CorrectedNorm().shell(Execution())

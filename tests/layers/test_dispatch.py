@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from archzoo.layers.clamped import ClampedExpert
+from archzoo.layers.bounded import Clamped
 from archzoo.layers.execution import Execution
+from archzoo.layers.expert import GatedExpert
 from archzoo.layers.mlp import GatedMLP
 from archzoo.layers.moe import MoE
 from archzoo.layers.router import Router
@@ -23,7 +24,7 @@ BATCH, LENGTH, WIDTH, EXPERTS, FFN = 2, 9, 8, 6, 5
 SLOTS = jnp.arange(LENGTH)
 ROWS = Context(jnp.broadcast_to(SLOTS, (BATCH, LENGTH)), None, jnp.zeros((BATCH, LENGTH), int), SLOTS, None)
 
-CLAMPED = ClampedExpert(alpha=1.3, limit=0.8)
+CLAMPED = Clamped(alpha=1.3, limit=0.8)
 SCALED = MoE(
     experts=EXPERTS,
     ffn=FFN,
@@ -33,7 +34,7 @@ SCALED = MoE(
 )
 BIASED = Router(top_k=2, logit_bias=True)
 SPECS = {
-    "clamped": MoE(experts=EXPERTS, ffn=FFN, router=BIASED, expert=CLAMPED),
+    "clamped": MoE(experts=EXPERTS, ffn=FFN, router=BIASED, expert=GatedExpert(activation=CLAMPED, bias=True)),
     "scaled_input": SCALED,
 }
 
@@ -95,5 +96,5 @@ def test_every_dispatch_has_the_same_gradients(name: str) -> None:
 
 
 def test_a_limit_that_leaves_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"ClampedExpert\.limit is 0\.0: it must be positive"):
-        ClampedExpert(limit=0.0)
+    with pytest.raises(ValueError, match=r"Clamped\.limit is 0\.0: it must be positive"):
+        Clamped(limit=0.0)

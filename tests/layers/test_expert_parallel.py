@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from archzoo.layers.clamped import ClampedExpert
+from archzoo.layers.bounded import Clamped
 from archzoo.layers.execution import Execution
+from archzoo.layers.expert import GatedExpert
 from archzoo.layers.mlp import GatedMLP
 from archzoo.layers.moe import MoE
 from archzoo.layers.router import Router
@@ -37,10 +38,11 @@ ROUTERS = {
     "sigmoid": Router(top_k=3, score="sigmoid", bias=True, scale=2.5),
     "clamped": Router(top_k=3, logit_bias=True),
 }
+BIASED = GatedExpert(activation=Clamped(limit=0.8), bias=True)
 MIXTURES = {
     "softmax": MoE(experts=EXPERTS, ffn=FFN, router=ROUTERS["softmax"], identities=3),
     "sigmoid": MoE(experts=EXPERTS, ffn=FFN, router=ROUTERS["sigmoid"], shared=GatedMLP(ffn=7)),
-    "clamped": MoE(experts=EXPERTS, ffn=FFN, router=ROUTERS["clamped"], expert=ClampedExpert(limit=0.8)),
+    "clamped": MoE(experts=EXPERTS, ffn=FFN, router=ROUTERS["clamped"], expert=BIASED),
 }
 TOLERANCE = 1e-5
 

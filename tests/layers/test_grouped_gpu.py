@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from archzoo.layers.bounded import Clamped
 from archzoo.layers.execution import REMAT
-from archzoo.layers.grouped import Plan, plan, spread
+from archzoo.layers.expert import GatedExpert
+from archzoo.layers.grouped import Plan, mix, plan, spread
 from archzoo.layers.grouped_gpu import block_size, grouped_matmul, mix_gated
+from archzoo.layers.mlp import hidden
 
 from . import reference
 from .conftest import GRADIENT, HALF, LAYER, close, equations, largest, normal
@@ -72,7 +75,7 @@ def test_gated_experts_and_all_their_gradients_equal_the_loop() -> None:
     def run(at: Any) -> Any:
         def mixed(at: Any) -> Any:
             matrices = at["gate"], at["up"], at["down"]
-            return mix_gated(at["x"], jnp.asarray(experts), at["weights"], matrices, jax.nn.silu, True)
+            return mix_gated(at["x"], jnp.asarray(experts), at["weights"], matrices, partial(hidden, "silu"), True)
 
         y, pull = jax.vjp(mixed, at)
         return y, pull(jnp.asarray(dy))[0]
@@ -82,6 +85,29 @@ def test_gated_experts_and_all_their_gradients_equal_the_loop() -> None:
     arguments = f64["x"], experts, f64["weights"], f64["gate"], f64["up"], f64["down"]
     close(y, reference.experts_sum(*arguments), LAYER)
     close(gradients, reference.experts_gradients(dy.astype(np.float64), *arguments), GRADIENT)
+
+
+def test_experts_with_biases_are_those_of_other_platforms_and_so_are_their_gradients() -> None:
+    tokens, choices, width, ffn = 24, 2, 16, 32
+    experts = jnp.asarray(
+        np.stack([np.random.default_rng(t).permutation([0, 1, 3, 4])[:choices] for t in range(tokens)])
+    )
+    expert = GatedExpert(activation=Clamped(alpha=1.3, limit=0.8), bias=True)
+    sizes = {"X": GROUPS, "F": ffn, "D": width}
+    shapes = [[sizes[axis] for axis in name.rpartition("_")[2]] for name, _ in expert.table]
+    params = tuple(0.3 * normal(2 + i, *shape) for i, shape in enumerate(shapes))
+    at = params, normal(0, tokens, width), np.abs(normal(1, tokens, choices))
+
+    def gradients(function: Any) -> Any:
+        def loss(params: Any, x: Any, weights: Any) -> Any:
+            y = function(params, x, weights)
+            return jnp.sum(y * normal(5, tokens, width)), y
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*at)
+
+    gate = partial(hidden, expert.activation)
+    kernels = gradients(lambda params, x, weights: mix_gated(x, experts, weights, params, gate, True))
+    close(kernels, gradients(lambda params, x, weights: mix(expert, params, x, weights, experts)), GRADIENT)
 
 
 def test_bfloat16_is_rounded_once() -> None:

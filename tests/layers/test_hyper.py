@@ -78,6 +78,18 @@ def test_a_block_is_the_equation() -> None:
     close(y, step(p["mlp_streams"], attended, mlp), 2 * LAYER)
 
 
+def test_the_last_norm_reads_a_weighed_sum_of_the_streams() -> None:
+    shell, x = BLOCK.close(), normal(0, BATCH, LENGTH, STREAMS, WIDTH)
+    p = random_like(jax.eval_shape(lambda key: shell.init(key, x), jax.random.key(0))["params"])
+    y = jax.jit(lambda p, x: shell.apply({"params": p}, x))(p, x)
+    w, bias, gain = (reference.f64(p["read"][name]) for name in ("w_NDX", "bias_X", "gain_G"))
+    expected = np.zeros((BATCH, LENGTH, WIDTH))
+    for b, t in np.ndindex(BATCH, LENGTH):
+        flat = reference.rms_norm(reference.f64(x[b, t]).ravel(), 1.0, BLOCK.norm_eps)
+        expected[b, t] = (sigmoid(flat @ w.reshape(-1, STREAMS) * gain + bias) + BLOCK.eps) @ x[b, t]
+    close(y, expected, LAYER)
+
+
 def test_rows_and_columns_sum_to_one() -> None:
     mix = doubly_stochastic(2 * normal(0, 2, 3, 4, 4), 20, 1e-6)
     for axis in (-1, -2):

@@ -1,4 +1,4 @@
-"""The gated MLP equals its formula, with every activation."""
+"""The gated MLP equals its formula, with every activation and every gate of two."""
 
 import math
 from typing import Any
@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from archzoo.layers.bounded import Bounded, Clamped
 from archzoo.layers.execution import Execution
 from archzoo.layers.mlp import ACTIVATIONS, GatedMLP
+from archzoo.layers.spec import from_plain, replace, to_plain
 
 from . import reference
 from .conftest import LAYER, close, normal
@@ -23,9 +25,21 @@ FORMULAS: dict[str, Any] = {
 }
 
 
+def clamped(gate: Any, up: Any) -> Any:
+    gate, up = np.minimum(gate, 0.7), np.clip(up, -0.7, 0.7)
+    return gate / (1 + np.exp(-1.3 * gate)) * (up + 1)
+
+
+GATES: dict[Any, Any] = {
+    Bounded(limit=0.7): lambda gate, up: reference.silu(np.minimum(gate, 0.7)) * np.clip(up, -0.7, 0.7),
+    Clamped(alpha=1.3, limit=0.7): clamped,
+}
+GATES |= {name: lambda gate, up, f=f: f(gate) * up for name, f in FORMULAS.items()}
+
+
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("activation", FORMULAS)
-def test_the_mlp_equals_its_formula(activation: str, bias: bool) -> None:
+@pytest.mark.parametrize("activation", GATES, ids=str)
+def test_the_mlp_equals_its_formula(activation: Any, bias: bool) -> None:
     spec, x = GatedMLP(ffn=24, activation=activation, bias=bias), normal(0, 2, 3, 16)
     shell = spec.shell(Execution())
     shapes = jax.eval_shape(lambda key: shell.init(key, x, None, None), jax.random.key(0))["params"]
@@ -33,7 +47,7 @@ def test_the_mlp_equals_its_formula(activation: str, bias: bool) -> None:
     y, entries, aux = jax.jit(lambda p, x: shell.apply({"params": p}, x, None, None))(p, x)
     gate, up, down = (p[f"w_{n}"].astype(np.float64) for n in ("gate_DF", "up_DF", "down_FD"))
     b = [p[f"b_{n}"] if bias else 0 for n in ("gate_F", "up_F", "down_D")]
-    close(y, FORMULAS[activation](x @ gate + b[0]) * (x @ up + b[1]) @ down + b[2], LAYER)
+    close(y, GATES[activation](x @ gate + b[0], x @ up + b[1]) @ down + b[2], LAYER)
     assert entries == aux == {}
 
 
@@ -44,5 +58,15 @@ def test_every_activation_has_a_formula_here() -> None:
 def test_an_unknown_activation_is_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"GatedMLP\.activation is 'swish': it takes silu, gelu, gelu_tanh, relu"):
         GatedMLP(ffn=8, activation="swish")
+    with pytest.raises(ValueError, match=r"GatedMLP\.activation is 3: .*, or a Gate"):
+        GatedMLP(ffn=8, activation=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"GatedMLP\.ffn is 0"):
         GatedMLP(ffn=0)
+    with pytest.raises(ValueError, match=r"Bounded\.limit is 0: it must be positive"):
+        Bounded(limit=0)
+
+
+def test_a_gate_survives_json_and_edits_by_path() -> None:
+    spec = GatedMLP(ffn=8, activation=Bounded(limit=3.0))
+    assert from_plain(to_plain(spec)) == spec
+    assert replace(spec, {"activation.limit": 2.0}) == GatedMLP(ffn=8, activation=Bounded(limit=2.0))

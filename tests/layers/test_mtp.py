@@ -11,8 +11,10 @@ import pytest
 from archzoo.layers.accounting import axes, input_axes, is_matrix, is_predictor, leaves
 from archzoo.layers.decoder import Decoder, Spec, document_positions, init_cache, param_shapes
 from archzoo.layers.decoding import generate
-from archzoo.layers.mtp import MTP, ahead, reaches
+from archzoo.layers.mtp import MTP, ahead, handed_on, reaches
 from archzoo.layers.norms import RMSNorm
+from archzoo.layers.unchained import Unchained
+from archzoo.layers.unnormed import Unnormed
 from archzoo.sharding.rules import Rules, make_mesh
 
 from . import reference
@@ -22,18 +24,20 @@ LENGTH = 19
 SEGMENTS = np.array([[1] * 7 + [2] * 8 + [3] * 4, [1] * 1 + [2] * 12 + [0] * 6, [1] * 19], np.int32)
 PREDICTING = {name: SPECS[name].replace(mtp=MTP(depth=2)) for name in ("ring", "latent")}
 OTHER = SPECS["full"].replace(mtp=MTP(attention=FULL, mlp=MOE, norm=RMSNorm(eps=1e-3)))
+BEFORE = {kind.__name__: SPECS["full"].replace(mtp=kind(depth=2, mlp=DENSE)) for kind in (Unchained, Unnormed)}
 
 
 @partial(jax.jit, static_argnames="spec")
 def predict(spec: Spec, params: Any, tokens: Any, segments: Any = None) -> Any:
     model = Decoder(spec)
-    hidden, _ = model.apply({"params": params}, tokens, segments, method="hidden")
-    predicted, aux = model.apply({"params": params}, tokens, hidden, segments, method="predict")
-    return hidden, predicted, aux
+    hidden, of_model = model.apply({"params": params}, tokens, segments, method="hidden")
+    state = handed_on(hidden, of_model)
+    predicted, aux = model.apply({"params": params}, tokens, state, segments, method="predict")
+    return state, predicted, aux
 
 
 def module(spec: Spec, p: Any, token_LD: Any, hidden_LD: Any) -> Any:
-    """Eqs. 21-22 on one document, whose hidden states stand k places before their tokens."""
+    """Eqs. 21-22 on one document, whose hidden states stand k places before their tokens; before the last norm."""
     mtp, (block, attention, mlp) = spec.mtp, spec.layers[-1]
     assert mtp is not None
     norm, parts = mtp.norm or spec.final_norm, (mtp.attention or attention, mtp.mlp or mlp)
@@ -44,10 +48,10 @@ def module(spec: Spec, p: Any, token_LD: Any, hidden_LD: Any) -> Any:
         y = reference.norm(block.before, layer.get(f"{name}_before", {}), x)
         y = reference.layer(part, layer[name], y, positions, None)
         x = x + reference.norm(block.after, layer.get(f"{name}_after", {}), y)
-    return reference.norm(norm, p["final_norm"], x)[0]
+    return x[0]
 
 
-@pytest.mark.parametrize("spec", [*PREDICTING.values(), OTHER], ids=[*PREDICTING, "other"])
+@pytest.mark.parametrize("spec", [*PREDICTING.values(), OTHER, *BEFORE.values()], ids=[*PREDICTING, "other", *BEFORE])
 def test_modules_equal_float64_numpy_document_by_document(spec: Spec) -> None:
     params, tokens = params_of(spec), tokens_of(spec, 3, LENGTH)
     hidden, predicted, _ = predict(spec, params, tokens, SEGMENTS)
@@ -56,10 +60,13 @@ def test_modules_equal_float64_numpy_document_by_document(spec: Spec) -> None:
     embedded = reference.f64(params["embed_VD"])[tokens] * spec.embedding_scale
     for row, document in ((0, 1), (0, 2), (0, 3), (1, 2), (2, 1)):
         (places,) = np.nonzero(SEGMENTS[row] == document)
-        state = reference.f64(hidden)[row, places]
+        first = state = reference.f64(hidden)[row, places]
         for k, found in enumerate(predicted, start=1):
-            state = module(spec, params[f"mtp_{k - 1}"], embedded[row, places[k:]], state[: len(places) - k])
-            close(found[row, places[:-k]], state, MODEL)
+            own = {"final_norm": params["final_norm"], **params[f"mtp_{k - 1}"]}
+            raw = module(spec, own, embedded[row, places[k:]], state[: len(places) - k])
+            normed = reference.norm(spec.mtp.norm or spec.final_norm, own["final_norm"], raw)
+            close(found[row, places[:-k]], normed, MODEL)
+            state = {MTP: normed, Unnormed: raw, Unchained: first}[type(spec.mtp)]
 
 
 def test_places_whose_token_is_in_another_document_are_padding() -> None:
@@ -150,6 +157,15 @@ def test_they_follow_the_last_layer_where_they_do_not_say() -> None:
     assert spec.replace(**{"mlp[1].ffn": 20}).predictor.mlp.ffn == 20
     assert OTHER.predictor == MTP(attention=FULL, mlp=MOE, block=OTHER.block[0], norm=RMSNorm(eps=1e-3))
     assert Spec.from_json(OTHER.to_json()) == OTHER
+
+
+def test_those_without_a_norm_of_their_own_have_no_parameters_of_one() -> None:
+    found = {type(spec.mtp): param_shapes(spec)["mtp_1"] for spec in BEFORE.values()}
+    assert found[Unchained].keys() - found[Unnormed].keys() == {"final_norm"}
+    assert found[Unnormed].keys() == {"norm_token", "norm_hidden", "w_ID", "layer"}
+    for spec in BEFORE.values():
+        assert Spec.from_json(spec.to_json()) == spec
+        assert all(None not in leaf.axes for leaf in leaves(spec) if is_predictor(leaf))
 
 
 def test_their_parameters_belong_to_the_specs_that_declared_them() -> None:
