@@ -62,13 +62,14 @@ def _one_line(error: Exception) -> str:
 
 
 def list_models(options: argparse.Namespace) -> None:
-    from .zoo.describe import amount, summary
-    from .zoo.registry import MODELS
+    from .zoo.amounts import amount
+    from .zoo.listed import rows as listed
 
-    names = options.models or [name for name in MODELS if options.family in ("", MODELS[name].hf.family)]  # type: ignore[union-attr]
-    if not names:
-        raise ValueError(f"no preset is of family {options.family!r}; families: {', '.join(sorted(_families()))}")
-    rows = [summary(name, _open(name, options).spec if name not in MODELS else MODELS[name]) for name in names]
+    rows = _summaries(options) if options.models else listed()
+    families = sorted({row["family"] for row in rows})
+    rows = [row for row in rows if options.family in ("", row["family"])]
+    if not rows:
+        raise ValueError(f"no model is of family {options.family!r}; families: {', '.join(families)}")
     if options.sort not in rows[0]:
         raise ValueError(f"cannot sort by {options.sort!r}; columns: {', '.join(rows[0])}")
     rows = [row for row in rows if all(_holds(row, condition) for condition in options.where or ())]
@@ -84,6 +85,12 @@ def list_models(options: argparse.Namespace) -> None:
     columns = ("name", "family", "parameters", "active", "layers", "attention", "mlp", "router", "norm", "context")
     table = [[*(told[c](row[c]) for c in columns), f"{row['cache_bytes_per_token']:,}"] for row in rows]
     _print_table((*columns, "B/token"), table)
+
+
+def _summaries(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from .zoo.describe import summary
+
+    return [summary(name, _open(name, options).spec) for name in options.models]
 
 
 def _holds(row: dict[str, Any], condition: str) -> bool:
@@ -126,7 +133,8 @@ def show(options: argparse.Namespace) -> None:
 
 
 def diff(options: argparse.Namespace) -> None:
-    from .zoo.describe import amount, difference
+    from .zoo.amounts import amount
+    from .zoo.describe import NUMBERS, difference
 
     found = difference(_open(options.a, options).spec, _open(options.b, options).spec)
     if options.json:
@@ -135,19 +143,14 @@ def diff(options: argparse.Namespace) -> None:
     table = [[aspect, *values] for aspect, values in found["words"].items()]
     if options.fields:
         table += [[path, *(_shown(value) for value in values)] for path, values in found["fields"].items()]
-    table += [[name, amount(a), f"{amount(b)} ({b / a:.3g}x)"] for name, (a, b) in found["numbers"].items()]
+    for name, (a, b) in found["numbers"].items():
+        table.append([NUMBERS[name], amount(a), f"{amount(b)} ({b / a:.3g}x)" if a else amount(b)])
     _print_table(("", options.a, options.b), table, wrap=True)
 
 
 def _shown(value: Any) -> str:
     text = "-" if value is None else str(value)
     return text if len(text) <= 36 else text[:33] + "..."
-
-
-def _families() -> set[str]:
-    from .zoo.registry import FAMILIES
-
-    return set(FAMILIES)
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], wrap: bool = False) -> None:
@@ -218,7 +221,15 @@ def generate(options: argparse.Namespace) -> None:
         print(json.dumps({"prompt": prompt, "text": text, "tokens": row.tolist()}) if options.json else prompt + text)
 
 
+def _on_host() -> None:
+    """Leaves accelerators alone: what only moves parameters between files needs the host's memory, and a model that
+    many devices share may be more than one of them holds.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
 def export(options: argparse.Namespace) -> None:
+    _on_host()
     from .zoo.configs import spec_to_hf
     from .zoo.huggingface import save_hf
 
@@ -230,6 +241,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def import_(options: argparse.Namespace) -> None:
+    _on_host()
     from pathlib import Path
 
     import jax.numpy as jnp
@@ -279,7 +291,8 @@ def train(options: argparse.Namespace) -> None:
         out, (spec, settings) = options.resume, resumable(options.resume)
         settings = settings if options.mesh is None else replace(settings, mesh=options.mesh)
         settings = settings if options.rules is None else replace(settings, rules=options.rules)
-        settings = replace(settings, execution=replace(settings.execution, target=target))
+        microbatches = options.microbatches or settings.execution.microbatches
+        settings = replace(settings, execution=replace(settings.execution, target=target, microbatches=microbatches))
         more: dict[str, Any] = {"resume": True}
     else:
         if not options.model:
@@ -301,7 +314,9 @@ def train(options: argparse.Namespace) -> None:
             batch=options.batch,
             accumulate=options.accumulate,
             seed=options.seed,
-            execution=Execution(dtype=options.dtype, target=target, remat=options.remat),
+            execution=Execution(
+                dtype=options.dtype, target=target, remat=options.remat, microbatches=options.microbatches
+            ),
             evals=options.evals,
             saves=options.saves,
             mesh=options.mesh or "",
@@ -380,11 +395,19 @@ def check(options: argparse.Namespace) -> None:
 
 
 def plan(options: argparse.Namespace) -> None:
+    from .train.noise import hushed
+
+    with hushed():
+        _plan(options)
+
+
+def _plan(options: argparse.Namespace) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler for GPUs needs none, and must not look for one
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from .train.estimate import decode
+    from .train.frontier import picture
     from .train.plan import REMATS, default, job_of, planned, search
-    from .train.planned import COLUMNS, decode_page, page, picture, rows
+    from .train.planned import COLUMNS, decode_page, page, rows
     from .train.progress import counted
 
     model = _open(options.model, options)
@@ -515,7 +538,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--mesh", metavar="MESH", help='spread over all devices: "auto", or sizes such as fsdp=4,expert=2 (see README)'
     )
-    made.add_argument("--rules", metavar="NAME", help="by which table: default, groups, data or zero")
+    made.add_argument("--rules", metavar="NAME", help="by which table: default, groups, data, zero or heads")
+    made.add_argument(
+        "--microbatches",
+        type=int,
+        metavar="M",
+        help="with stage=S in the mesh, in how many parts a batch goes through its stages (default: up to 4 a stage)",
+    )
     made.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes as one run: where process 0 is")
     made.add_argument("--processes", type=int, metavar="N", help="how many there are")
     made.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")

@@ -1,4 +1,5 @@
-"""Writes gallery/: a page and a picture for every family of the zoo, from its presets. python docs/make_gallery.py"""
+"""Writes gallery/, a page and a picture for every family of the zoo, and the table of `archzoo list`, from the presets.
+python docs/make_gallery.py"""
 
 import inspect
 import re
@@ -6,12 +7,18 @@ import sys
 from pathlib import Path
 
 from archzoo.layers.decoder import Spec
-from archzoo.zoo.describe import amount, aspects, difference, summary
+from archzoo.zoo import listed
+from archzoo.zoo.amounts import amount
+from archzoo.zoo.describe import aspects, difference, summary
 from archzoo.zoo.diagram import diagram
 from archzoo.zoo.family import Family
 from archzoo.zoo.registry import FAMILIES
 
 FOLDER = Path(__file__).parent / "gallery"
+ABOUT = (
+    "Every family of the zoo; written by `docs/make_gallery.py`.",
+    "How each compares with transformers: [parity](../parity.md).",
+)
 NUMBERS = ("parameters", "active", "layers", "width", "context")
 
 
@@ -55,7 +62,12 @@ def page(family: Family) -> str:
 
 
 def contents() -> str:
-    lines = ["# Gallery", "", "Every family of the zoo; written by `docs/make_gallery.py`.", ""]
+    lines = [
+        "# Gallery",
+        "",
+        *ABOUT,
+        "",
+    ]
     lines += ["| family | flagship | parameters | active | attention | MLP | norms |", "| --- " * 7 + "|"]
     for family in FAMILIES.values():
         line = summary(flagship(family), family.presets[flagship(family)])
@@ -80,7 +92,8 @@ def main() -> int:
         (FOLDER / stale).unlink()
     for name, text in made.items():
         (FOLDER / name).write_text(text)
-    print(f"{len(made)} files in {FOLDER}")
+    listed.HELD.write_text(listed.text())
+    print(f"{len(made)} files in {FOLDER}, and {listed.HELD}")
     return 0
 
 

@@ -78,7 +78,7 @@ def test_show_writes_a_picture(capsys: Output, tmp_path: Path) -> None:
     assert main(["show", "gemma3-1b", "--svg", str(tmp_path / "blocks.svg")]) == 0
     root = ElementTree.parse(tmp_path / "blocks.svg").getroot()
     words = ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"MQA window 512", "MQA", "layers 24-25", "embedding of 262,144 tokens · 33.94"} <= set(words)
+    assert {"MQA window 512", "MQA", "4 layers, every 6th from 5", "embedding of 262,144 tokens · 33.94"} <= set(words)
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "gemma3-27b", "qwen3-30b-a3b"])
@@ -86,7 +86,7 @@ def test_show_draws_a_model(capsys: Output, name: str) -> None:
     assert main(["show", name]) == 0
     printed = capsys.readouterr().out
     assert "attention(norm(x))" in printed
-    assert "layer bodies to compile" in printed
+    assert " to compile" in printed
 
 
 def test_show_tells_presets_runs_and_directories_alike(capsys: Output, run: Path, exported: Path) -> None:
@@ -107,6 +107,33 @@ def test_diff_names_what_differs_and_by_how_much(capsys: Output) -> None:
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
+
+
+SMALL = ("--set", "width=16", "--set", "depth=2", "--set", "attention.heads=2", "--set", "attention.kv_heads=2",
+         "--set", "attention.head_dim=8", "--set", "attention.rope.dim=8", "--set", "mlp.ffn=16")  # fmt: skip
+
+
+def test_check_tells_of_each_program_what_the_chip_would_refuse(capsys: Output) -> None:
+    found = told(capsys, "check", "llama3-nano", *SMALL, "--mesh", "fsdp=2", "--batch", "4", "--length", "16")
+    (model,) = found["models"]
+    assert (model["model"], found["target"], found["mesh"]) == ("llama3-nano", "neuron", "fsdp=2")
+    assert set(model["programs"]) == {"init", "train", "prefill", "decode", "sample"}
+    severities = {finding["severity"] for each in model["programs"].values() for finding in each}
+    assert severities <= {"warning"}
+    assert "not proof" in found["note"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "which model?"),
+        (("llama3-nano", "--all"), "which model?"),
+        (("llama3-nano", *SMALL, "--mesh", "fsdp=7"), "does not divide by fsdp=7"),
+        (("llama3-nano", "--target", "tpu"), "invalid choice: 'tpu'"),
+    ],
+)
+def test_a_check_that_cannot_be_made_says_why(capsys: Output, arguments: tuple[str, ...], words: str) -> None:
+    assert words in refused(capsys, "check", *arguments)
 
 
 def test_export_holds_the_runs_parameters_and_import_brings_them_back(

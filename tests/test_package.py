@@ -56,6 +56,11 @@ def test_importing_the_package_and_its_command_line_loads_no_jax(tmp_path: Path)
     assert python(code, tmp_path) == "set()"
 
 
+def test_listing_the_presets_loads_no_jax(tmp_path: Path) -> None:
+    code = "import sys; from archzoo.cli import main; main(['list']); print({'jax', 'flax'} & set(sys.modules))"
+    assert python(code, tmp_path).splitlines()[-1] == "set()"
+
+
 def test_every_public_name_is_there(tmp_path: Path) -> None:
     code = (
         "import archzoo; print(all(callable(getattr(archzoo, n)) or len(getattr(archzoo, n)) for n in archzoo.__all__))"

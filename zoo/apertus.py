@@ -14,14 +14,10 @@ from .fields import Fields, read_common, read_rope, write_common, write_rope
 from .weights import rows
 
 ROPES = ("rope_parameters", "rope_scaling")
+FIXED = {"hidden_act": XIELU, "attention_dropout": 0.0, "mlp_bias": False, "qk_norm": True, "post_norm": False}
 
 
 def read(c: Fields) -> Spec:
-    c.only("hidden_act", XIELU)
-    c.only("attention_dropout", 0.0)
-    c.only("mlp_bias", False)
-    c.only("qk_norm", True)
-    c.only("post_norm", False)
     if not any(c.config.get(name) for name in ROPES):
         raise ValueError(f"an apertus config must say its rope in one of {ROPES}: what none means has changed")
     heads, norm = c.int("num_attention_heads", least=1), RMSNorm(eps=c.float("rms_norm_eps", 1e-5))
@@ -52,9 +48,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "num_key_value_heads": attention.kv_heads,
         **rope,
         "attention_bias": bool(attention.bias),
-        "attention_dropout": 0.0,
         "intermediate_size": mlp.ffn,
-        "hidden_act": mlp.activation,
         "rms_norm_eps": spec.final_norm.eps,
     }
     derived = attention.head_dim == spec.width // attention.heads
@@ -103,6 +97,7 @@ FAMILY = Family(
     architecture="ApertusForCausalLM",
     read=read,
     write=write,
+    fixed=FIXED,
     weights=EMBEDDINGS + ATTENTION + HEAD_NORMS + OWN_NAMES,
     presets=presets("apertus", SIZES),
 )

@@ -10,14 +10,11 @@ from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import LayerNorm
 from ..layers.rope import Rope
-from .family import ATTENTION, EMBEDDINGS, MLP, Family, presets
+from .family import ATTENTION, EMBEDDINGS, MLP, PLAIN, Family, presets, shortest
 from .fields import Fields, layer_types, layer_windows, read_common, read_rope, write_common, write_rope
-from .gemma3 import shortest
 from .weights import rows
 
-FIXED = {
-    "attention_dropout": 0.0,
-    "hidden_act": "silu",
+FIXED = PLAIN | {
     "order_of_interleaved_layers": "local_attn_first",
     "position_embedding_type": "rope_gptj",
     "rotary_pct": 1.0,
@@ -34,8 +31,6 @@ def read(c: Fields) -> Spec:
     heads, every = c.int("num_attention_heads", least=1), c.int("sliding_window_pattern", 4, least=1)
     head_dim, kv_heads = c.int("hidden_size") // heads, c.int("num_key_value_heads", heads)
     c.only("head_dim", head_dim)
-    for field, value in FIXED.items():
-        c.only(field, value)
     norm = LayerNorm(eps=c.float("layer_norm_eps", 1e-5), bias=False)
     rope = read_rope(c, head_dim, interleaved=True)
     bias = "qkvo" if c.bool("attention_bias", False) else ""
@@ -66,9 +61,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "sliding_window": window,
         "layer_types": layer_types(spec),
         "attention_bias": bool(layers[0].bias),
-        "attention_dropout": 0.0,
         "intermediate_size": spec.mlp[0].ffn,
-        "hidden_act": "silu",
         "layer_norm_eps": spec.final_norm.eps,
         "logit_scale": spec.logit_scale,
     }
@@ -109,6 +102,7 @@ FAMILY = Family(
     architecture="Cohere2ForCausalLM",
     read=read,
     write=write,
+    fixed=FIXED,
     weights=EMBEDDINGS + ATTENTION + MLP + rows(("model.layers.{l}.input_layernorm.weight", "D", "before/scale_D")),
     presets=presets("cohere2", SIZES),
 )

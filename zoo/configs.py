@@ -92,6 +92,8 @@ def _family_of(config: Mapping[str, Any], text_only: bool) -> tuple[Family, Mapp
 
 def _read(family: Family, config: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> Spec:
     fields = Fields(config)
+    for name, value in family.fixed.items():
+        fields.only(name, value)
     spec = family.read(fields)
     fields.finish(INERT | family.inert, ignore)
     version = str(config.get("transformers_version", ""))
@@ -108,7 +110,7 @@ def _write(family: Family, spec: Spec, dialect: int | None) -> dict[str, Any]:
     if original and dialect == origin.dialect and not _difference(family, {**original, **head}, spec):
         return {**original, **head}
     try:
-        out = {**head, **family.write(spec, dialect)}
+        out = {**head, **family.write(spec, dialect), **family.fixed}
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError) as error:
         raise ValueError(f"a {family.name} has no such layer ({error})") from None
     difference = _difference(family, out, spec)

@@ -12,20 +12,23 @@ from ..layers.norms import RMSNorm
 from ..layers.rope import Rope, Yarn
 from ..layers.router import Groups, Router
 from . import deepseek_v3
-from .deepseek_v3 import LATENT, SHARED, read_latent
+from .deepseek import LATENT, SHARED, read_latent
 from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets
 from .fields import Fields, read_common
 
 GREEDY, GROUPED = "greedy", "group_limited_greedy"
 
+FIXED = {
+    "hidden_act": "silu",
+    "scoring_func": "softmax",
+    "norm_topk_prob": False,  # transformers takes it for false whatever it says
+    "mlp_bias": False,
+    "moe_layer_freq": 1,
+    "rope_interleave": True,
+}
+
 
 def read(c: Fields) -> Spec:
-    c.only("hidden_act", "silu")
-    c.only("scoring_func", "softmax")
-    c.only("norm_topk_prob", False)  # transformers takes it for false whatever it says
-    c.only("mlp_bias", False)
-    c.only("moe_layer_freq", 1)
-    c.only("rope_interleave", True)
     ffn, norm = c.int("moe_intermediate_size", 1407), RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
     count, kept = c.int("n_group", 1, least=1), c.int("topk_group", 1, least=1)
     grouped = c.choice("topk_method", GREEDY, (GREEDY, GROUPED)) == GROUPED
@@ -98,6 +101,7 @@ FAMILY = Family(
     architecture="DeepseekV2ForCausalLM",
     read=read,
     write=write,
+    fixed=FIXED,
     weights=EMBEDDINGS + PRE_NORMS + LATENT + MLP + EXPERTS + SHARED,
     fused=FUSED_EXPERTS,
     presets=presets(

@@ -12,10 +12,10 @@ from ..layers.moe import MoE
 from ..layers.mtp import MTP
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope, Yarn
-from ..layers.router import Groups, Router
+from ..layers.router import Groups
+from .deepseek import LATENT, SHARED, experts, read_experts, read_latent, write_experts, write_latent
 from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, PREDICTION, Family, presets
-from .fields import Fields, read_common, read_prediction, read_rope, write_common, write_rope
-from .weights import rows
+from .fields import Fields, read_common, read_prediction, write_common
 
 
 def read(c: Fields) -> Spec:
@@ -32,44 +32,6 @@ def read(c: Fields) -> Spec:
         final_norm=norm,
         mtp=read_prediction(c),
     )
-
-
-def read_latent(c: Fields) -> LatentAttention:
-    c.only("attention_bias", False)
-    c.only("attention_dropout", 0.0)
-    heads, rope_dim, nope_dim = c.int("num_attention_heads"), c.int("qk_rope_head_dim"), c.int("qk_nope_head_dim")
-    c.only("num_key_value_heads", heads)
-    c.only("head_dim", rope_dim)
-    c.only("qk_head_dim", rope_dim + nope_dim)
-    return LatentAttention(
-        heads=heads,
-        nope_dim=nope_dim,
-        value_dim=c.int("v_head_dim"),
-        kv_rank=c.int("kv_lora_rank"),
-        q_rank=c.int("q_lora_rank", None),
-        rope=read_rope(c, rope_dim, interleaved=c.bool("rope_interleave", True)),
-    )
-
-
-def read_experts(c: Fields) -> MoE:
-    """The experts behind a sigmoid router with a bias."""
-    c.only("scoring_func", "sigmoid")
-    c.only("topk_method", "noaux_tc")
-    ffn, shared, count = (
-        c.int("moe_intermediate_size"),
-        c.int("n_shared_experts", 1, least=1),
-        c.int("n_group", 8, least=1),
-    )
-    router = Router(
-        top_k=c.int("num_experts_per_tok"),
-        score="sigmoid",
-        groups=Groups(count=count, kept=c.int("topk_group", 4)) if count > 1 else None,
-        bias=True,
-        renormalise=c.bool("norm_topk_prob", True),
-        scale=c.float("routed_scaling_factor", 2.5),
-    )
-    c.taken.add("topk_group")
-    return MoE(experts=c.int("n_routed_experts"), ffn=ffn, router=router, shared=GatedMLP(ffn=ffn * shared))
 
 
 def write(spec: Spec, dialect: int) -> dict[str, Any]:
@@ -90,55 +52,6 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
     }
 
 
-def write_latent(attention: LatentAttention, dialect: int) -> dict[str, Any]:
-    return {
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.heads,
-        "qk_nope_head_dim": attention.nope_dim,
-        "qk_rope_head_dim": attention.rope.dim,
-        "v_head_dim": attention.value_dim,
-        "kv_lora_rank": attention.kv_rank,
-        "q_lora_rank": attention.q_rank,
-        "rope_interleave": attention.rope.interleaved,
-        **write_rope(attention.rope, dialect),
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-    }
-
-
-def write_experts(moe: MoE) -> dict[str, Any]:
-    groups = moe.router.groups or Groups(count=1, kept=1)
-    return {
-        "moe_intermediate_size": moe.ffn,
-        "n_routed_experts": moe.experts,
-        "n_shared_experts": moe.shared.ffn // moe.ffn if moe.shared else 0,
-        "num_experts_per_tok": moe.router.top_k,
-        "n_group": groups.count,
-        "topk_group": groups.kept,
-        "norm_topk_prob": moe.router.renormalise,
-        "routed_scaling_factor": moe.router.scale,
-    }
-
-
-LATENT = rows(
-    ("model.layers.{l}.self_attn.q_proj.weight", "(H P) D", "attention/wq_DHP"),
-    ("model.layers.{l}.self_attn.q_a_proj.weight", "Q D", "attention/wq_down_DQ"),
-    ("model.layers.{l}.self_attn.q_a_layernorm.weight", "Q", "attention/q_norm/scale_Q"),
-    ("model.layers.{l}.self_attn.q_b_proj.weight", "(H P) Q", "attention/wq_up_QHP"),
-    ("model.layers.{l}.self_attn.kv_a_proj_with_mqa.weight", "T D", "attention/wkv_down_DT"),
-    ("model.layers.{l}.self_attn.kv_a_layernorm.weight", "C", "attention/kv_norm/scale_C"),
-    ("model.layers.{l}.self_attn.kv_b_proj.weight", "(H [N V]) C", "attention/wk_CHN", "attention/wv_CHV"),
-    ("model.layers.{l}.self_attn.o_proj.weight", "D (H V)", "attention/wo_HVD"),
-)
-
-SHARED = rows(
-    ("model.layers.{l}.mlp.gate.e_score_correction_bias", "X", "mlp/router/bias_X"),
-    ("model.layers.{l}.mlp.shared_experts.gate_proj.weight", "F D", "mlp/shared/w_gate_DF"),
-    ("model.layers.{l}.mlp.shared_experts.up_proj.weight", "F D", "mlp/shared/w_up_DF"),
-    ("model.layers.{l}.mlp.shared_experts.down_proj.weight", "D F", "mlp/shared/w_down_FD"),
-)
-
-
 def model(attention: LatentAttention, dense: int, ffn: int, moe: MoE, width: int, depth: int) -> Spec:
     norm = RMSNorm(eps=1e-6)
     return Spec(
@@ -153,11 +66,6 @@ def model(attention: LatentAttention, dense: int, ffn: int, moe: MoE, width: int
         bos_id=0,
         eos_ids=(1,),
     )
-
-
-def experts(count: int, top_k: int, ffn: int, groups: Groups | None, scale: float) -> MoE:
-    router = Router(top_k=top_k, score="sigmoid", groups=groups, bias=True, scale=scale)
-    return MoE(experts=count, ffn=ffn, router=router, shared=GatedMLP(ffn=ffn))
 
 
 def latent(heads: int, theta: float, yarn: Yarn) -> LatentAttention:

@@ -9,6 +9,7 @@ from ..layers.indexer import Indexer
 from ..layers.mlp import GatedMLP
 from ..layers.moe import MoE
 from . import deepseek_v3
+from .deepseek import LATENT, SHARED
 from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, PREDICTION, Family, presets
 from .fields import Fields
 from .weights import rows
@@ -71,7 +72,7 @@ INDEXER = rows(
     ("model.layers.{l}.self_attn.indexer.weights_proj.weight", "I D", "attention/indexer/weights_DI"),
 )
 
-WEIGHTS = EMBEDDINGS + PRE_NORMS + deepseek_v3.LATENT + INDEXER + MLP + EXPERTS + deepseek_v3.SHARED + PREDICTION
+WEIGHTS = EMBEDDINGS + PRE_NORMS + LATENT + INDEXER + MLP + EXPERTS + SHARED + PREDICTION
 
 
 def indexed(spec: Spec, heads: int, dim: int, top_k: int, interleaved: bool = False) -> Spec:

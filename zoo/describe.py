@@ -1,33 +1,41 @@
 """Specs in words and numbers: a line of a table, a model drawn as text, the difference of two."""
 
 import math
-import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import fields
-from itertools import groupby
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from ..layers.accounting import is_predictor, leaves
+from ..layers.accounting import Leaf, is_predictor, leaves
 from ..layers.attention import Attention
-from ..layers.block import Parallel, Residual
-from ..layers.chunked import ChunkedAttention
+from ..layers.block import PARTS
+from ..layers.compressed import CompressedAttention
 from ..layers.decoder import Layer, Spec
-from ..layers.expert import GatedExpert
 from ..layers.latent import LatentAttention
-from ..layers.mlp import GatedMLP
-from ..layers.moe import MoE
+from ..layers.lent import NormedAttention
 from ..layers.shortcut import Shortcut
+from .amounts import amount, size
+from .steps import kinds, notes, order, words_of_block
+from .words import entry, spoken, words_of, words_of_norm, words_of_router
 
 LENGTH = 4096
 """Tokens for which FLOPs and cache are told, where the model takes so many."""
+
+NUMBERS = {
+    "parameters": "parameters",
+    "active": "active parameters",
+    "flops_per_token": "FLOPs a token",
+    "cache_bytes_per_token": "cache bytes a token more",
+    "cache_bytes": "cache bytes",
+}
+"""What two models are compared by, and how it is called."""
 
 
 def summary(name: str, spec: Spec, length: int = LENGTH) -> dict[str, Any]:
     """The line of a model in a table: plain data. FLOPs and bfloat16 cache are those of `length` tokens, if it takes so
     many; full_cache_bytes is what every head's keys and values at every token would take.
     """
-    length, mlps = min(length, spec.max_length), [layer.mlp for layer in spec.layers]
+    length = min(length, spec.max_length)
+    mlps = [layer.mlp.experts if isinstance(layer.mlp, Shortcut) else layer.mlp for layer in spec.layers]
     grown = spec.cache_bytes(1, length) - spec.cache_bytes(1, length - 1)
     return {
         "name": name,
@@ -36,10 +44,10 @@ def summary(name: str, spec: Spec, length: int = LENGTH) -> dict[str, Any]:
         "active": spec.active_param_count(),
         "layers": spec.depth,
         "width": spec.width,
-        "attention": " + ".join(_counted(words_of_attention(layer.attention)[0] for layer in spec.layers)),
-        "mlp": " + ".join(_counted(words_of_mlp(layer.mlp)[0] for layer in spec.layers)),
+        "attention": " + ".join(_counted(words_of(layer.attention)[:1] for layer in spec.layers)),
+        "mlp": " + ".join(_counted(words_of(layer.mlp)[:1] for layer in spec.layers)),
         "router": " + ".join(dict.fromkeys(words_of_router(mlp.router) for mlp in mlps if hasattr(mlp, "router"))),
-        "norm": " + ".join(_counted(words_of_block(layer.block) for layer in spec.layers)),
+        "norm": " + ".join(_counted((words_of_block(layer.block),) for layer in spec.layers)),
         "vocab": spec.vocab,
         "context": spec.max_length,
         "cache_bytes_per_token": grown,
@@ -53,14 +61,9 @@ def summary(name: str, spec: Spec, length: int = LENGTH) -> dict[str, Any]:
 def details(name: str, spec: Spec, length: int = LENGTH) -> dict[str, Any]:
     """`summary`, with the runs of layers, the parameters by part, and the spec's paths."""
     parts: Counter[str] = Counter()
-    for leaf in (leaf for leaf in leaves(spec) if not is_predictor(leaf)):
-        place = leaf.path[2] if leaf.path[0].startswith("run_") else leaf.path[0].partition("_")[0]
-        place = (
-            "norms"
-            if len(leaf.spaces()) == 1 and ("before" in place or "after" in place or "outer" in place)
-            else place
-        )
-        parts["norms" if place == "final" else "experts" if "experts" in leaf.axes else place] += math.prod(leaf.shape)
+    for leaf in leaves(spec):
+        if not is_predictor(leaf):
+            parts[_part(spec, leaf)] += math.prod(leaf.shape)
     runs = [
         {
             "layers": f"{run.start}-{run.start + len(run.period) * run.repeats - 1}",
@@ -74,58 +77,78 @@ def details(name: str, spec: Spec, length: int = LENGTH) -> dict[str, Any]:
     return summary(name, spec, length) | {"parts": dict(parts.most_common()), "runs": plain_runs, "paths": paths}
 
 
+def _part(spec: Spec, leaf: Leaf) -> str:
+    """Under which name a parameter is counted."""
+    if "experts" in leaf.axes:
+        return "experts"
+    if leaf.owner is spec:
+        return leaf.path[0].partition("_")[0]
+    inside = [place for place in leaf.path if place in PARTS]
+    if inside:
+        return inside[-1]
+    return "norms" if len(leaf.spaces()) == 1 else spoken(type(leaf.owner)).lower()
+
+
 def drawn(name: str, spec: Spec, length: int = LENGTH) -> str:
-    """The model as text: what each run of layers does to the residual x, then where parameters, FLOPs and cache go."""
-    told = details(name, spec, length)
+    """The model as text: what each kind of layer does to the residual x, in which order they are, then where
+    parameters, FLOPs and cache go.
+    """
+    told, found = details(name, spec, length), kinds(spec)
     scaled = f" * {spec.embedding_scale:.4g}" if spec.embedding_scale != 1 else ""
+    steps = [step for kind in found for step in kind.steps]
+    wide = max(36, 6 + max(len(step.formula) for step in steps))
     lines = [
         f"{name}: {amount(told['parameters'])} parameters, {amount(told['active'])} active",
         "",
-        f"  x = embedding[token]{scaled}".ljust(40) + f"{spec.vocab:,} x {spec.width:,}",
+        f"  x = embedding[token]{scaled}".ljust(wide) + f"{spec.vocab:,} x {spec.width:,}",
     ]
-    for run in spec.runs:
-        last = run.start + len(run.period) * run.repeats - 1
-        lines += ["", f"  layers {run.start}-{last}: {run.repeats} x" if last > run.start else f"  layer {last}:"]
-        for layer, group in groupby(run.period):
-            count = len(list(group))
-            for what, words in (("attention", words_of_attention(layer.attention)), ("mlp", words_of_mlp(layer.mlp))):
-                times = f"  ({count} such layers)" if count > 1 and what == "attention" else ""
-                lines.append(f"    x = {_step(layer.block, what)}".ljust(40) + ", ".join(words) + times)
+    for kind in found:
+        lines += ["", f"  {kind.letter}: {kind.where(spec.depth)}" if len(found) > 1 else f"  {kind.where(spec.depth)}"]
+        lines += [f"    {s.formula}".ljust(wide) + (", ".join(s.words) or s.before) for s in kind.steps]
     times = f" * {spec.logit_scale:.4g}" if spec.logit_scale != 1 else ""
-    softcap = f" -> {spec.logit_softcap:g} tanh(. / {spec.logit_softcap:g})" if spec.logit_softcap else ""
-    head = f"{'embedding' if spec.tied else 'head'} . norm(x){times}{softcap}"
-    lines += ["", f"  logits = {head}".ljust(40) + words_of_norm(spec.final_norm), ""]
+    head = f"{'embedding' if spec.tied else 'head'} . norm(x){times}"
+    softcap = f", capped: {spec.logit_softcap:g} tanh(. / {spec.logit_softcap:g})" if spec.logit_softcap else ""
+    lines += ["", f"  logits = {head}".ljust(wide) + words_of_norm(spec.final_norm) + softcap, ""]
+    lines += [f"  {note}" for note in notes(spec)] + [""] * bool(notes(spec))
+    lines += [f"  order: {order(spec, found)}", ""] if len(found) > 1 else []
     lines += [f"  {part:<18}{amount(n):>10}  {n / told['parameters']:6.1%}" for part, n in told["parts"].items()]
-    bodies = sum(len(run.period) for run in spec.runs)
+    bodies, runs = sum(len(run.period) for run in spec.runs), len(spec.runs)
+    full = told["full_cache_bytes"]
+    saved = f"; every head's keys and values would take {size(full)}" if full > told["cache_bytes"] else ""
+    predictors = spec.param_count(mtp=True) - told["parameters"]
     return "\n".join(
         [
             *lines,
+            *([f"  beside them {amount(predictors)} of multi-token prediction"] if predictors else []),
             "",
             f"  {amount(told['flops_per_token'])} FLOPs a token forward at {told['cache_length']:,} tokens",
-            f"  {amount(told['cache_bytes'])}B of bfloat16 cache for {told['cache_length']:,} tokens, "
-            f"{told['cache_bytes_per_token']:,} B for one more; all keys and values would take "
-            f"{amount(told['full_cache_bytes'])}B",
-            f"  {spec.depth} layers in {len(told['runs'])} runs: {bodies} layer bodies to compile",
+            f"  {size(told['cache_bytes'])} of bfloat16 cache for {told['cache_length']:,} tokens, "
+            f"{told['cache_bytes_per_token']:,} B for one more{saved}",
+            f"  {_some(spec.depth, 'layer')} in {_some(runs, 'run')}: "
+            f"{_some(bodies, 'layer body', 'layer bodies')} to compile",
         ]
     )
+
+
+def _some(count: int, one: str, more: str = "") -> str:
+    return f"{count} {one if count == 1 else more or one + 's'}"
 
 
 def aspects(spec: Spec) -> dict[str, str]:
     """What a model is, in words: what one would compare first."""
 
-    def told(part: str, words: Callable[[Any], Any]) -> str:
-        found = dict.fromkeys(words(getattr(layer, part)) for layer in spec.layers)
-        return "; ".join(w if isinstance(w, str) else ", ".join(w) for w in found)
+    def told(words: Callable[[Layer], str]) -> str:
+        return "; ".join(found for found in dict.fromkeys(map(words, spec.layers)) if found)
 
     ends = ["tied" if spec.tied else "untied"]
     ends += [f"embedding times {spec.embedding_scale:.4g}"] if spec.embedding_scale != 1 else []
     ends += [f"logits times {spec.logit_scale:.4g}"] if spec.logit_scale != 1 else []
     ends += [f"logits capped at {spec.logit_softcap:g}"] if spec.logit_softcap else []
-    ends += [f"{spec.mtp.depth} modules of multi-token prediction"] if spec.mtp else []
+    ends += [f"{_some(spec.mtp.depth, 'module')} of multi-token prediction"] if spec.mtp else []
     return {
-        "attention": told("attention", words_of_attention),
-        "mlp": told("mlp", words_of_mlp),
-        "norms": f"{told('block', words_of_block)}, {words_of_norm(spec.final_norm)}",
+        "attention": told(lambda layer: ", ".join(words_of(layer.attention))),
+        "mlp": told(lambda layer: ", ".join(words_of(layer.mlp))),
+        "norms": f"{told(lambda layer: words_of_block(layer.block))}, {words_of_norm(spec.final_norm)}",
         "ends": ", ".join(ends),
         "order": summary("", spec)["attention"] + "; " + summary("", spec)["mlp"],
     }
@@ -136,152 +159,37 @@ def difference(a: Spec, b: Spec) -> dict[str, Any]:
     ours, theirs = ({p: _json(v) for p, v in spec.paths().items()} for spec in (a, b))
     changed = {p: [ours.get(p), theirs.get(p)] for p in {**ours, **theirs} if ours.get(p) != theirs.get(p)}
     one, two = summary("", a), summary("", b)
-    numbers = ("parameters", "active", "flops_per_token", "cache_bytes_per_token", "cache_bytes")
     said, other = aspects(a), aspects(b)
     words = {aspect: [said[aspect], other[aspect]] for aspect in said if said[aspect] != other[aspect]}
-    return {"words": words, "fields": changed, "numbers": {key: [one[key], two[key]] for key in numbers}}
-
-
-def amount(count: float) -> str:
-    """1234567 -> 1.23M."""
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= 0.9995 * unit:
-            return f"{count / unit:.3g}{name}"
-    return f"{count:g}"
-
-
-# --- words -----------------------------------------------------------------------------------------------------------
-
-SMALL = (bool, int, float, str)
+    return {"words": words, "fields": changed, "numbers": {key: [one[key], two[key]] for key in NUMBERS}}
 
 
 def _words(layer: Layer) -> dict[str, str]:
     return {
-        "attention": ", ".join(words_of_attention(layer.attention)),
-        "mlp": ", ".join(words_of_mlp(layer.mlp)),
+        "attention": ", ".join(words_of(layer.attention)),
+        "mlp": ", ".join(words_of(layer.mlp)),
         "norms": words_of_block(layer.block),
     }
 
 
-@runtime_checkable
-class Routed(Protocol):
-    """Experts of any kind."""
-
-    experts: int
-    ffn: int
-    router: Any
+FULL: Mapping[type, Callable[[Any], int]] = {
+    Attention: lambda of: of.kv_heads * (of.head_dim + (of.head_dim if of.values is None else of.values.dim)),
+    LatentAttention: lambda of: of.heads * (of.nope_dim + of.rope.dim + of.value_dim),
+    NormedAttention: lambda of: of.kv_heads * 2 * of.head_dim,
+    CompressedAttention: lambda of: of.head_dim,
+    Shortcut: lambda of: _full(of.attention),
+}
 
 
 def _full(spec: Any) -> int:
-    """Numbers that the keys and values of all its key-value heads are, for one token."""
-    if isinstance(spec, LatentAttention):
-        return spec.heads * (spec.nope_dim + spec.rope.dim + spec.value_dim)
-    if isinstance(spec, Shortcut):
-        return _full(spec.attention)
-    if not isinstance(spec, Attention):
-        return 0
-    return spec.kv_heads * (spec.head_dim + (spec.head_dim if spec.values is None else spec.values.dim))
+    """Numbers that the keys and values of all its key-value heads are, for one token; 0 if it has none."""
+    count = entry(FULL, spec)
+    return count(spec) if count else 0
 
 
-def words_of_attention(spec: Any) -> tuple[str, ...]:
-    """What it is in short, and lines on how: of a spec that is not one of ours, its type and fields."""
-    if isinstance(spec, LatentAttention):
-        queries = f"query rank {spec.q_rank}, " if spec.q_rank else ""
-        return "MLA", f"{spec.heads} heads on a latent of {spec.kv_rank} + {spec.rope.dim}", queries + _rope(spec.rope)
-    if not isinstance(spec, Attention):
-        return _plain(spec)
-    kind = "MHA" if spec.kv_heads == spec.heads else "MQA" if spec.kv_heads == 1 else "GQA"
-    seen = "chunk" if isinstance(spec, ChunkedAttention) else "window"
-    short = kind if spec.window is None else f"{kind} {seen} {spec.window}"
-    lines = [f"{spec.heads} heads on {spec.kv_heads} of {spec.head_dim}"]
-    lines += [f"QK-norm per {spec.qk_norm.over}" + " after rope" * spec.qk_norm.after_rope] if spec.qk_norm else []
-    known = {"heads", "kv_heads", "head_dim", "rope", "window", "qk_norm", "scores"}
-    return short, *lines, _rope(spec.rope), *_rest(spec, known), *_rest(spec.scores, {"scale"})
-
-
-def words_of_mlp(spec: Any) -> tuple[str, ...]:
-    if isinstance(spec, Routed):
-        expert = getattr(spec, "expert", GatedExpert())
-        shared = " + shared" if getattr(spec, "shared", None) else ""
-        nothing = f" and {count} of nothing" if (count := getattr(spec, "identities", 0)) else ""
-        short = f"{spec.experts} experts{nothing} top-{spec.router.top_k}{shared}"
-        kind = () if isinstance(spec, MoE) else _plain(spec)[:1]
-        kind += _plain(expert) if expert != GatedExpert() else ()
-        rest = _rest(spec, {"experts", "ffn", "router", "shared", "identities", "expert"})
-        return short, f"of {spec.ffn:,}", words_of_router(spec.router), *kind, *rest
-    if isinstance(spec, Shortcut):
-        between = (words_of_mlp(spec.first), words_of_attention(spec.attention), words_of_mlp(spec.second))
-        short, *lines = words_of_mlp(spec.experts)
-        return f"{' + '.join(words[0] for words in between)} beside {short}", *lines
-    if isinstance(spec, GatedMLP):
-        return "dense", f"gated, of {spec.ffn:,}, {spec.activation}", *_rest(spec, {"ffn", "activation"})
-    return _plain(spec)
-
-
-def words_of_router(router: Any) -> str:
-    words = str(getattr(router, "score", type(router).__name__))
-    groups = getattr(router, "groups", None)
-    words += f", {groups.kept} of {groups.count} groups" if groups else ""
-    return words + (" + bias" if getattr(router, "bias", False) else "")
-
-
-def words_of_block(block: Any) -> str:
-    placements = {"before": "pre", "after": "inner post", "outer": "post", "before after": "sandwich"}
-    present = " ".join(place for place in ("before", "after", "outer") if getattr(block, place, None))
-    placement = placements.get(present, present)
-    return placement if isinstance(block, Residual) else f"{placement} {type(block).__name__.lower()}".strip()
-
-
-def words_of_norm(norm: Any) -> str:
-    return type(norm).__name__ + (" (1 + scale)" if getattr(norm, "zero_centred", False) else "")
-
-
-def _rope(rope: Any) -> str:
-    if rope is None:
-        return "no rope"
-    scaling = f" {type(rope.scaling).__name__}" if rope.scaling else ""
-    return f"rope {rope.theta:g}{scaling}"
-
-
-def _plain(spec: Any) -> tuple[str, ...]:
-    """A spec in its own words: CamelCase apart, then fields that are set, three a line."""
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", " ", type(spec).__name__)
-    told = _rest(spec, set())
-    return name, *(", ".join(told[i : i + 3]) for i in range(0, len(told), 3))
-
-
-def _rest(spec: Any, known: set[str]) -> list[str]:
-    """The fields beside the known ones that are not at their defaults."""
-    told = []
-    for field in fields(spec):
-        value = getattr(spec, field.name)
-        if field.name in known or value == field.default or value is None:
-            continue
-        said = field.name.replace("_", " ")
-        told.append(said if value is True else f"{said} {value}" if isinstance(value, SMALL) else _kind(value, said))
-    return told
-
-
-def _kind(value: Any, field: str) -> str:
-    kind = type(value).__name__
-    return f"{field} of {len(value)}" if isinstance(value, tuple) else kind
-
-
-def _step(block: Any, part: str) -> str:
-    """What a block does to x around one of its parts, as a formula."""
-    if isinstance(block, Parallel):
-        return f"x + {part}({'norm(input)' if block.before else 'input'})"
-    if not isinstance(block, Residual):
-        return f"{type(block).__name__}({part}, x)"
-    inner = f"{part}(norm(x))" if block.before else f"{part}(x)"
-    inner = f"norm({inner})" if block.after else inner
-    inner = f"{block.scale:g} {inner}" if getattr(block, "scale", 1.0) != 1 else inner
-    return f"norm(x + {inner})" if block.outer else f"x + {inner}"
-
-
-def _counted(words: Any) -> list[str]:
-    counts = Counter(words)
-    counts.pop("Absent", None)  # a layer of one mixer alone has nothing in the place of the other
+def _counted(words: Iterable[tuple[str, ...]]) -> list[str]:
+    """Each with its count; of no words, as where a layer of one mixer has nothing in the place of the other, none."""
+    counts = Counter(word[0] for word in words if word)
     return [word if len(counts) == 1 else f"{count} x {word}" for word, count in counts.items()]
 
 

@@ -10,10 +10,21 @@ from ..layers.mlp import GatedMLP
 from ..layers.moe import MoE
 from ..layers.norms import QKNorm, RMSNorm
 from ..layers.rope import Rope
-from .deepseek_v3 import SHARED, experts, read_experts, write_experts
-from .family import ATTENTION, EMBEDDINGS, EXPERTS, FUSED_EXPERTS, HEAD_NORMS, MLP, PRE_NORMS, Family, presets
+from .deepseek import SHARED, experts, read_experts, write_experts
+from .family import (
+    ATTENTION,
+    EMBEDDINGS,
+    EXPERTS,
+    FUSED_EXPERTS,
+    HEAD_NORMS,
+    MLP,
+    PLAIN,
+    PRE_NORMS,
+    Family,
+    presets,
+    shortest,
+)
 from .fields import Fields, layer_windows, read_common, read_rope, write_common, write_rope
-from .gemma3 import shortest
 from .qwen3 import write_windows
 
 CLASS_DEFAULTS = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "norm_topk_prob": False}
@@ -21,9 +32,6 @@ CLASS_DEFAULTS = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "
 
 def read(c: Fields) -> Spec:
     c = c.over(CLASS_DEFAULTS)
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
-    c.only("moe_layer_freq", 1)
     heads, norm = c.int("num_attention_heads", least=1), RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
     head_dim, kv_heads = c.int("head_dim", c.int("hidden_size") // heads), c.int("num_key_value_heads", heads)
     rope, bias = read_rope(c, head_dim), "qkvo" if c.bool("attention_bias", False) else ""
@@ -53,11 +61,9 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         **write_rope(attention.rope, dialect),
         **windows,
         "attention_bias": bool(attention.bias),
-        "attention_dropout": 0.0,
         "intermediate_size": dense[0].ffn if dense else 10944,
         "first_k_dense_replace": len(dense),
         **write_experts(next(mlp for mlp in [*mlps, *spec.mlp] if isinstance(mlp, MoE))),
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -94,6 +100,7 @@ FAMILY = Family(
     architecture="Dots1ForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN | {"moe_layer_freq": 1},
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + HEAD_NORMS + MLP + EXPERTS + SHARED,
     fused=FUSED_EXPERTS,
     presets=presets("dots1", SIZES),

@@ -1,5 +1,6 @@
 """ERNIE 4.5, text (Baidu ERNIE team 2025, technical report): grouped-query attention with interleaved rope; after a few
-dense layers, experts behind a softmax router with a selection bias, beside shared ones."""
+dense layers, experts behind a softmax router with a selection bias, beside shared ones. Beside the model, a module of
+multi-token prediction, whose layer is like the model's first (ERNIE's own code)."""
 
 from typing import Any
 
@@ -11,18 +12,25 @@ from ..layers.moe import MoE
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
 from ..layers.router import Router
-from .deepseek_v3 import SHARED
+from ..layers.unnormed import Unnormed
+from .deepseek import SHARED
 from .family import ATTENTION, EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets, tailed
 from .fields import Fields, read_common, read_rope, write_common, write_rope
-from .weights import rows
+from .weights import of_modules, rows
+
+FIXED = {
+    "hidden_act": "silu",
+    "moe_norm_min": 1e-12,  # below what a sum of chosen probabilities can be
+    "use_bias": False,  # it would be in every projection, the head's too; none is published
+    "moe_gate": "topk",
+    "moe_use_aux_free": True,
+}
+
+
+COUNTED = "num_nextn_predict_layers"
 
 
 def read(c: Fields) -> Spec:
-    c.only("hidden_act", "silu")
-    c.only("moe_norm_min", 1e-12)  # below what a sum of chosen probabilities can be
-    c.only("use_bias", False)  # it would be in every projection, the head's too; none is published
-    c.only("moe_gate", "topk")
-    c.only("moe_use_aux_free", True)
     heads, depth = c.int("num_attention_heads", least=1), c.int("num_hidden_layers")
     head_dim = c.int("head_dim", c.int("hidden_size") // heads)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-5))
@@ -38,17 +46,19 @@ def read(c: Fields) -> Spec:
     last = c.int("moe_layer_end_index", -1, least=-1)
     last = depth - 1 if last == -1 else last
     mlp = [plain if (i + 1) % every or not first <= i <= last else moe for i in range(depth)]
+    attention = Attention(
+        heads=heads,
+        kv_heads=c.int("num_key_value_heads", 4),
+        head_dim=head_dim,
+        rope=read_rope(c.over({"rope_theta": 500_000.0}), head_dim, interleaved=True),
+    )
     return Spec(
         **read_common(c, tied=True),
-        attention=Attention(
-            heads=heads,
-            kv_heads=c.int("num_key_value_heads", 4),
-            head_dim=head_dim,
-            rope=read_rope(c.over({"rope_theta": 500_000.0}), head_dim, interleaved=True),
-        ),
+        attention=attention,
         mlp=tailed(mlp),
         block=pre_norm(norm),
         final_norm=norm,
+        mtp=Unnormed(attention=attention, mlp=mlp[0]) if c.int(COUNTED, 0) == 1 else None,  # of more, none is published
     )
 
 
@@ -57,11 +67,11 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
     sparse = [i for i, mlp in enumerate(mlps) if isinstance(mlp, MoE)]
     moe, plain = mlps[sparse[0]], next((mlp for mlp in mlps if isinstance(mlp, GatedMLP)), None)
     return write_common(spec) | {
+        **({COUNTED: spec.mtp.depth} if spec.mtp else {}),
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
         **write_rope(attention.rope, dialect),
-        "use_bias": False,
         "intermediate_size": 12288 if plain is None else plain.ffn,
         "moe_intermediate_size": moe.ffn,
         "moe_num_experts": moe.experts,
@@ -70,13 +80,21 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "moe_layer_start_index": sparse[0],
         "moe_layer_end_index": sparse[-1],
         "moe_layer_interval": sparse[1] - sparse[0] if len(sparse) > 1 else 1,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
 
 STATICS = rows(("model.layers.{l}.mlp.moe_statics.e_score_correction_bias", "() X", "mlp/router/bias_X"))
 FUSED_STATICS = rows(("model.layers.{l}.mlp.gate.moe_statics.e_score_correction_bias", "() X", "mlp/router/bias_X"))
+
+MODULE = rows(
+    ("model.mtp_emb_norm.{m}.weight", "D", "mtp_{m}/norm_token/scale_D"),
+    ("model.mtp_hidden_norm.{m}.weight", "D", "mtp_{m}/norm_hidden/scale_D"),
+    ("model.mtp_linear_proj.{m}.weight", "D I", "mtp_{m}/w_ID"),
+)
+MODULE += of_modules(
+    PRE_NORMS + ATTENTION + MLP + EXPERTS + SHARED[1:] + STATICS, ("model.layers.{l}.", "model.mtp_block.{m}.")
+)
 
 
 def model(width: int, depth: int, ffn: int, heads: int, kv_heads: int, experts: int, top_k: int, inner: int) -> Spec:
@@ -99,19 +117,22 @@ def model(width: int, depth: int, ffn: int, heads: int, kv_heads: int, experts: 
     )
 
 
-# Sizes and token ids are the class defaults of transformers, which names this model.
+# Sizes and token ids are the class defaults of transformers, which names this model; published: the module.
+A3B = model(2560, 28, 12288, 20, 4, 64, 6, 1536)
 FAMILY = Family(
     name="ernie4_5_moe",
     architecture="Ernie4_5_MoeForCausalLM",
     read=read,
     write=write,
-    weights=EMBEDDINGS + PRE_NORMS + ATTENTION + MLP + EXPERTS + SHARED[1:] + STATICS,
+    fixed=FIXED,
+    weights=EMBEDDINGS + PRE_NORMS + ATTENTION + MLP + EXPERTS + SHARED[1:] + STATICS + MODULE,
+    counted=COUNTED,
     fused=FUSED_EXPERTS + FUSED_STATICS,
     inert=frozenset({"moe_capacity", "hidden_dropout_prob", "attention_probs_dropout_prob"}),
     presets=presets(
         "ernie4_5_moe",
         {
-            "ernie4.5-21b-a3b": model(2560, 28, 12288, 20, 4, 64, 6, 1536),
+            "ernie4.5-21b-a3b": A3B.replace(mtp=Unnormed(attention=A3B.attention[0], mlp=A3B.mlp[0])),
             "ernie4.5-moe-nano": model(128, 4, 320, 4, 2, 16, 4, 64).replace(
                 vocab=257, max_length=4096, bos_id=256, eos_ids=(256,), pad_id=None
             ),

@@ -10,16 +10,13 @@ from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import QKNorm, RMSNorm
 from ..layers.rope import Llama3, Rope
-from .family import ATTENTION, EMBEDDINGS, HEAD_NORMS, MLP, POST_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, HEAD_NORMS, MLP, PLAIN, POST_NORMS, Family, presets, shortest
 from .fields import Fields, layer_types, layer_windows, read_common, read_rope, write_common, write_rope
-from .gemma3 import shortest
 
 
 def read(c: Fields) -> Spec:
     heads = c.int("num_attention_heads", least=1)
     head_dim, kv_heads = c.int("head_dim", c.int("hidden_size") // heads), c.int("num_key_value_heads", heads)
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     norm, rope = RMSNorm(eps=c.float("rms_norm_eps", 1e-5)), read_rope(c, head_dim)
     # A config that says null has no windows, and rope everywhere; one that says nothing has them.
     window = c.int("sliding_window", None if "sliding_window" in c.config else 4096)
@@ -59,9 +56,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         **write_rope(rope, dialect),
         "sliding_window": windowed[0].window if windowed else 4096 if hybrid else None,
         "layer_types": layer_types(spec),
-        "attention_dropout": 0.0,
         "intermediate_size": spec.mlp[0].ffn,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -102,6 +97,7 @@ FAMILY = Family(
     architecture="Exaone4ForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + ATTENTION + HEAD_NORMS + MLP + POST_NORMS,
     presets=presets("exaone4", SIZES),
 )

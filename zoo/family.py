@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..layers.decoder import Origin, Spec
+from ..layers.pattern import expand
 from .fields import Fields
 from .weights import Row, rows
 
@@ -26,20 +27,28 @@ class Family:
 
     name: Hugging Face's model_type, written and read; aliases are read only.  architecture: Hugging Face's class.
     read, write: config fields to a Spec and back, in the dialect of transformers 4 or 5.
+    fixed: config fields that take one value, the default: others would change the mathematics.
     weights: the tensors of published checkpoints.  fused: rows that replace those of the same parameters in
     checkpoints of transformers 5.  inert: config fields without influence on the mathematics, beyond those of
-    fields.INERT."""
+    fields.INERT.  counted: the field that counts modules of multi-token prediction, where a published config may leave
+    it out though the checkpoint has them."""
 
     name: str
     architecture: str
     read: Callable[[Fields], Spec]
     write: Callable[[Spec, int], dict[str, Any]]
     weights: tuple[Row, ...]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     fused: tuple[Row, ...] = ()
     aliases: tuple[str, ...] = ()
     inert: frozenset[str] = frozenset()
+    counted: str = ""
     wrapper: Wrapper | None = None
     presets: Mapping[str, Spec] = field(default_factory=dict)
+
+
+PLAIN = {"hidden_act": "silu", "attention_dropout": 0.0}
+"""Fixed in most families."""
 
 
 def presets(family: str, specs: Mapping[str, Spec]) -> dict[str, Spec]:
@@ -53,6 +62,12 @@ def tailed(layers: Sequence[Any]) -> tuple[Any, ...]:
     while end > 1 and layers[end - 2] == layers[-1]:
         end -= 1
     return (*layers[:end], ...)
+
+
+def shortest(layers: Sequence[Any]) -> tuple[Any, ...]:
+    """The shortest pattern over depth whose repetition gives these layers."""
+    layers = tuple(layers)
+    return next(layers[:n] for n in range(1, len(layers) + 1) if expand(layers[:n], len(layers)) == layers)
 
 
 EMBEDDINGS = rows(

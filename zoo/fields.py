@@ -4,15 +4,16 @@ to be inert.
 Two dialects are read and written. transformers 4 spells rope as `rope_theta` and `rope_scaling`, transformers 5 as
 one dict `rope_parameters`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ..layers.mtp import MTP
-from ..layers.rope import Linear, Llama3, LongRope, Rope, Yarn
+from ..layers.rope import Linear, Llama3, LongRope, Proportional, Rope, Yarn
 
 Config = Mapping[str, Any]
+T = TypeVar("T")
 
 _INERT = """
 _name_or_path architectures auto_map dtype torch_dtype transformers_version model_type use_cache initializer_range
@@ -147,6 +148,43 @@ def read_common(c: Fields, tied: bool = False) -> dict[str, Any]:
     }
 
 
+Names = Mapping[str, str | tuple[str, Any]]
+"""Fields of a layer's spec -> their names in a config, each with what it is where the config leaves it out, if that may
+be.
+"""
+
+_READERS: dict[Any, Callable[..., Any]] = {
+    int: Fields.int,
+    int | None: Fields.int,
+    float: Fields.float,
+    bool: Fields.bool,
+}
+
+
+def read_part(c: Fields, cls: Callable[..., T], names: Names, **more: Any) -> T:
+    """A layer's spec, of what the config says under these names and of `more`."""
+    types = {f.name: f.type for f in fields(cls)}  # type: ignore[arg-type]
+    said = {ours: (theirs,) if isinstance(theirs, str) else theirs for ours, theirs in names.items()}
+    return cls(**{ours: _READERS[types[ours]](c, *field) for ours, field in said.items()}, **more)
+
+
+def write_part(part: Any, names: Names) -> dict[str, Any]:
+    """The inverse of `read_part`: what of a layer's spec a config says."""
+    return {theirs if isinstance(theirs, str) else theirs[0]: getattr(part, ours) for ours, theirs in names.items()}
+
+
+ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "silu": "silu"}
+"""Hugging Face's names of activations, and ours."""
+
+
+def read_activation(c: Fields, name: str, default: str) -> str:
+    return ACTIVATIONS[c.choice(name, default, ACTIVATIONS)]
+
+
+def write_activation(activation: Any) -> str:
+    return next(name for name, ours in ACTIVATIONS.items() if ours == activation)
+
+
 def read_prediction(c: Fields) -> MTP | None:
     """The modules of multi-token prediction that a config counts, in transformers 4's spelling or 5's."""
     count = c.int("num_nextn_predict_layers", c.int("num_mtp_layers", 0))
@@ -168,9 +206,27 @@ def write_common(spec: Any) -> dict[str, Any]:
     }
 
 
-# --- windows ---------------------------------------------------------------------------------------------------------
+def write_heads(spec: Any) -> dict[str, Any]:
+    """How many heads the first layer's attention has, and their size where it does not follow from the width."""
+    attention = spec.layers[0].attention
+    found = {"num_attention_heads": attention.heads, "num_key_value_heads": attention.kv_heads}
+    follows = attention.head_dim == spec.width // attention.heads
+    return found if follows else found | {"head_dim": attention.head_dim}
+
+
+# --- layers of several kinds -----------------------------------------------------------------------------------------
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
+
+
+def layer_kinds(c: Fields, name: str, usual: Sequence[str], known: Collection[str]) -> tuple[str, ...]:
+    """The kind of each layer, one of those known: `usual` where the config does not say."""
+    depth = c.int("num_hidden_layers")
+    kinds = c.list(name, usual)
+    if len(kinds) != depth or any(kind not in known for kind in kinds):
+        words = " and ".join(map(repr, known))
+        raise ValueError(f"config field {name!r} must be {depth} of {words}, not {kinds!r:.80}")
+    return tuple(kinds)
 
 
 def layer_windows(c: Fields, window: int | None, local: Callable[[int], bool]) -> list[int | None]:
@@ -215,6 +271,7 @@ SCALINGS: dict[str, tuple[type, dict[str, str]]] = {
             "truncate": "truncate",
         },
     ),
+    "proportional": (Proportional, {"share": "partial_rotary_factor", "factor": "factor"}),
     "longrope": (
         LongRope,
         {
@@ -253,6 +310,8 @@ def rope_of(
     Raises ValueError where two disagree, or for a field that the rope_type does not take."""
 
     def rotated(p: Fields) -> int:
+        if p.config.get("rope_type") == "proportional":  # whose own share is of the frequencies
+            return dim
         if share is None:
             p.only("partial_rotary_factor", 1.0)
             return dim
@@ -285,6 +344,20 @@ def _scaled(p: Fields, dim: int, max_length: int, theta: float, interleaved: boo
         scaling = cls(**{name: readers[name](names[name], default) for name, default in defaults.items()})
     p.finish_nested(f"rope_type {kind!r}")
     return Rope(dim=dim, theta=theta, scaling=scaling, interleaved=interleaved)
+
+
+def read_ropes(c: Fields, dim: int, thetas: Mapping[str, tuple[str, float]]) -> dict[str, Rope]:
+    """The rope of each kind of layer: under its name in `rope_parameters`, or in the words of transformers 4, in which
+    only the first kind's can be stretched.
+
+    thetas: by kind, the field that says theta in those words, and what it is where nothing does."""
+    both, older = c.nested("rope_parameters"), [c.nested("rope_scaling")]
+    ropes = {}
+    for kind, (name, usual) in thetas.items():
+        spellings, older = [both.nested(kind), *older], []
+        ropes[kind] = rope_of(spellings, dim, c.int("max_position_embeddings"), c.float(name, usual))
+    both.finish_nested("a model with a rope for each kind of layer")
+    return ropes
 
 
 def write_rope(rope: Rope, dialect: int, head_dim: int | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from ..layers.mlp import GatedMLP
 from ..layers.moe import MoE
 from ..layers.router import Router
 from . import olmo2
-from .family import ATTENTION, EMBEDDINGS, EXPERTS, FUSED_EXPERTS, POST_NORMS, WIDTH_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, EXPERTS, FUSED_EXPERTS, PLAIN, POST_NORMS, WIDTH_NORMS, Family, presets
 from .fields import Fields
 
 
@@ -45,6 +45,7 @@ FAMILY = Family(
     architecture="FlexOlmoForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + ATTENTION + WIDTH_NORMS + EXPERTS + POST_NORMS,
     fused=FUSED_EXPERTS,
     presets=presets("flex_olmo", SIZES),

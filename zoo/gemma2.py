@@ -10,14 +10,21 @@ from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
-from .family import ATTENTION, EMBEDDINGS, MLP, SANDWICH_NORMS, Family, presets
-from .fields import Fields, layer_types, layer_windows, read_common, read_rope, write_common, write_rope
-from .gemma3 import ACTIVATIONS, shortest
+from .family import ATTENTION, EMBEDDINGS, MLP, SANDWICH_NORMS, Family, presets, shortest
+from .fields import (
+    Fields,
+    layer_types,
+    layer_windows,
+    read_activation,
+    read_common,
+    read_rope,
+    write_activation,
+    write_common,
+    write_rope,
+)
 
 
 def read(c: Fields) -> Spec:
-    c.only("use_bidirectional_attention", False)
-    c.only("attention_dropout", 0.0)
     head_dim, window = c.int("head_dim", 256), c.int("sliding_window", 4096)
     norm, rope = RMSNorm(eps=c.float("rms_norm_eps", 1e-6), zero_centred=True), read_rope(c, head_dim)
 
@@ -38,13 +45,11 @@ def read(c: Fields) -> Spec:
             bias="qkvo" if c.bool("attention_bias", False) else "",
         )
 
+    activation = read_activation(c, "hidden_activation", "gelu_pytorch_tanh")
     return Spec(
         **read_common(c, tied=True),
         attention=shortest(tuple(attention(seen) for seen in layer_windows(c, window, lambda i: i % 2 == 0))),
-        mlp=GatedMLP(
-            ffn=c.int("intermediate_size"),
-            activation=ACTIVATIONS[c.choice("hidden_activation", "gelu_pytorch_tanh", ACTIVATIONS)],
-        ),
+        mlp=GatedMLP(ffn=c.int("intermediate_size"), activation=activation),
         block=sandwich_norm(norm),
         final_norm=norm,
         embedding_scale=math.sqrt(c.int("hidden_size")),
@@ -64,11 +69,10 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "attn_logit_softcapping": attention.scores.softcap,
         "final_logit_softcapping": spec.logit_softcap,
         "attention_bias": bool(attention.bias),
-        "attention_dropout": 0.0,
         "sliding_window": next((layer.window for layer in layers if layer.window), 4096),
         "layer_types": layer_types(spec),
         "intermediate_size": mlp.ffn,
-        "hidden_activation": next(name for name, ours in ACTIVATIONS.items() if ours == mlp.activation),
+        "hidden_activation": write_activation(mlp.activation),
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -116,6 +120,7 @@ FAMILY = Family(
     architecture="Gemma2ForCausalLM",
     read=read,
     write=write,
+    fixed={"use_bidirectional_attention": False, "attention_dropout": 0.0},
     weights=EMBEDDINGS + SANDWICH_NORMS + ATTENTION + MLP,
     inert=frozenset({"hidden_act", "sliding_window_size"}),  # published beside the fields that are read
     presets=presets("gemma2", SIZES),

@@ -2,6 +2,7 @@
 rope; sandwich norms with zero-centred scales; QK-norm per head; embeddings scaled by sqrt(width)."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from ..layers.attention import Attention, Scores
@@ -9,13 +10,23 @@ from ..layers.block import sandwich_norm
 from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import QKNorm, RMSNorm
-from ..layers.pattern import expand
 from ..layers.rope import Linear, Rope
-from .family import ATTENTION, EMBEDDINGS, HEAD_NORMS, MLP, SANDWICH_NORMS, Family, Wrapper, presets
-from .fields import Fields, read_common, rope_of, rope_parameters, write_common
+from .family import ATTENTION, EMBEDDINGS, HEAD_NORMS, MLP, SANDWICH_NORMS, Family, Wrapper, presets, shortest
+from .fields import (
+    GLOBAL,
+    LOCAL,
+    Fields,
+    layer_kinds,
+    layer_types,
+    read_activation,
+    read_common,
+    read_ropes,
+    rope_parameters,
+    write_activation,
+    write_common,
+)
 
-LOCAL, GLOBAL = "sliding_attention", "full_attention"
-ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "silu": "silu"}
+THETAS = {GLOBAL: ("rope_theta", 1e6), LOCAL: ("rope_local_base_freq", 1e4)}
 CLASS_DEFAULTS = {
     "vocab_size": 262_208,
     "hidden_size": 2304,
@@ -27,46 +38,37 @@ CLASS_DEFAULTS = {
 }
 """What published configs of the multimodal sizes leave to the class of transformers."""
 
+FIXED = {
+    "use_bidirectional_attention": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": None,  # transformers reads it and does not apply it
+}
+
 
 def read(c: Fields) -> Spec:
     c = c.over(CLASS_DEFAULTS)
-    head_dim, max_length = c.int("head_dim", 256), c.int("max_position_embeddings")
     depth, every = c.int("num_hidden_layers"), c.int("sliding_window_pattern", 6, least=1)
-    kinds = c.list("layer_types", [LOCAL if (i + 1) % every else GLOBAL for i in range(depth)])
-    if len(kinds) != depth or any(kind not in (LOCAL, GLOBAL) for kind in kinds):
-        raise ValueError(f"config field 'layer_types' must be {depth} of {LOCAL!r} and {GLOBAL!r}, not {kinds!r:.80}")
-    c.only("use_bidirectional_attention", False)
-    c.only("attention_dropout", 0.0)
-    c.only("attn_logit_softcapping", None)  # transformers reads it and does not apply it
-    both = c.nested("rope_parameters")
-    everywhere, local = [both.nested(GLOBAL), c.nested("rope_scaling")], [both.nested(LOCAL)]
-    ropes = {
-        GLOBAL: rope_of(everywhere, head_dim, max_length, c.float("rope_theta", 1e6)),
-        LOCAL: rope_of(local, head_dim, max_length, c.float("rope_local_base_freq", 1e4)),
-    }
-    both.finish_nested("a model with a rope for each kind of layer")
-    norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6), zero_centred=True)
+    kinds = layer_kinds(c, "layer_types", [LOCAL if (i + 1) % every else GLOBAL for i in range(depth)], THETAS)
+    norm, head_dim = RMSNorm(eps=c.float("rms_norm_eps", 1e-6), zero_centred=True), c.int("head_dim", 256)
+    ropes, window = read_ropes(c, head_dim, THETAS), c.int("sliding_window", 4096)
 
-    def attention(kind: str, window: int | None) -> Attention:
+    def attention(kind: str) -> Attention:
         return Attention(
             heads=c.int("num_attention_heads", 8),
             kv_heads=c.int("num_key_value_heads", 4),
             head_dim=head_dim,
             rope=ropes[kind],
-            window=window,
+            window=window if kind == LOCAL else None,
             qk_norm=QKNorm(norm=norm),
             scores=Scores(scale=c.float("query_pre_attn_scalar", 256) ** -0.5),
             bias="qkvo" if c.bool("attention_bias", False) else "",
         )
 
-    layers = {LOCAL: attention(LOCAL, c.int("sliding_window", 4096)), GLOBAL: attention(GLOBAL, None)}
+    activation = read_activation(c, "hidden_activation", "gelu_pytorch_tanh")
     return Spec(
         **read_common(c, tied=True),
-        attention=shortest(tuple(layers[kind] for kind in kinds)),
-        mlp=GatedMLP(
-            ffn=c.int("intermediate_size", 9216),
-            activation=ACTIVATIONS[c.choice("hidden_activation", "gelu_pytorch_tanh", ACTIVATIONS)],
-        ),
+        attention=shortest(tuple(map(attention, kinds))),
+        mlp=GatedMLP(ffn=c.int("intermediate_size", 9216), activation=activation),
         block=sandwich_norm(norm),
         final_norm=norm,
         embedding_scale=math.sqrt(c.int("hidden_size")),
@@ -74,63 +76,50 @@ def read(c: Fields) -> Spec:
     )
 
 
-def shortest(layers: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The shortest pattern whose repetition gives these layers."""
-    return next(layers[:n] for n in range(1, len(layers) + 1) if expand(layers[:n], len(layers)) == layers)
-
-
 def write(spec: Spec, dialect: int) -> dict[str, Any]:
-    mlp = spec.mlp[0]
-    layers = [layer.attention for layer in spec.layers]
-    kinds = [GLOBAL if attention.window is None else LOCAL for attention in layers]
-    of = dict(zip(reversed(kinds), reversed(layers), strict=True))
-    any_kind = layers[0]
-    ropes = {kind: rope_parameters(attention.rope) for kind, attention in of.items()}
+    mlp, kinds = spec.mlp[0], layer_types(spec)
+    of = {kind: layer.attention for kind, layer in zip(reversed(kinds), reversed(spec.layers), strict=True)}
+    attention = spec.layers[0].attention
     fields = write_common(spec) | {
-        "num_attention_heads": any_kind.heads,
-        "num_key_value_heads": any_kind.kv_heads,
-        "head_dim": any_kind.head_dim,
-        "query_pre_attn_scalar": round(any_kind.scores.scale**-2),
-        "attn_logit_softcapping": None,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "query_pre_attn_scalar": round(attention.scores.scale**-2),
         "final_logit_softcapping": spec.logit_softcap,
-        "attention_bias": bool(any_kind.bias),
-        "attention_dropout": 0.0,
+        "attention_bias": bool(attention.bias),
         "sliding_window": of[LOCAL].window if LOCAL in of else 4096,
         "layer_types": kinds,
-        "use_bidirectional_attention": False,
         "intermediate_size": mlp.ffn,
-        "hidden_activation": next(name for name, ours in ACTIVATIONS.items() if ours == mlp.activation),
+        "hidden_activation": write_activation(mlp.activation),
         "rms_norm_eps": spec.final_norm.eps,
     }
+    ropes = {kind: rope_parameters(each.rope) for kind, each in of.items()}
     if dialect >= 5:
         return fields | {"rope_parameters": ropes}
-    scaling = ropes.get(GLOBAL, {"rope_theta": 1e6})
-    return fields | {
-        "rope_theta": scaling.pop("rope_theta"),
-        "rope_scaling": scaling if "factor" in scaling else None,
-        "rope_local_base_freq": ropes.get(LOCAL, {"rope_theta": 1e4})["rope_theta"],
-    }
+    thetas = {name: ropes[kind].pop("rope_theta") if kind in ropes else usual for kind, (name, usual) in THETAS.items()}
+    scaling = ropes.get(GLOBAL, {})
+    return fields | thetas | {"rope_scaling": scaling if "factor" in scaling else None}
 
 
 def size(
     width: int, ffn: int, depth: int, heads: int, kv_heads: int, head_dim: int, window: int, scalar: int, factor: float
 ) -> Spec:
     norm = RMSNorm(eps=1e-6, zero_centred=True)
-    common: dict[str, Any] = {
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "qk_norm": QKNorm(norm=norm),
-        "scores": Scores(scale=scalar**-0.5),
-    }
-    scaling = Linear(factor=factor) if factor > 1 else None
-    local = Attention(**common, rope=Rope(dim=head_dim, theta=1e4), window=window)
-    everywhere = Attention(**common, rope=Rope(dim=head_dim, theta=1e6, scaling=scaling))
+    local = Attention(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope=Rope(dim=head_dim, theta=1e4),
+        window=window,
+        qk_norm=QKNorm(norm=norm),
+        scores=Scores(scale=scalar**-0.5),
+    )
+    stretched = Rope(dim=head_dim, theta=1e6, scaling=Linear(factor=factor) if factor > 1 else None)
     return Spec(
         vocab=262_208,
         width=width,
         depth=depth,
-        attention=(local,) * 5 + (everywhere,),
+        attention=(local,) * 5 + (replace(local, rope=stretched, window=None),),
         mlp=GatedMLP(ffn=ffn, activation="gelu_tanh"),
         block=sandwich_norm(norm),
         final_norm=norm,
@@ -150,6 +139,7 @@ FAMILY = Family(
     architecture="Gemma3ForCausalLM",
     read=read,
     write=write,
+    fixed=FIXED,
     weights=EMBEDDINGS + ATTENTION + HEAD_NORMS + MLP + SANDWICH_NORMS,
     inert=frozenset({"_sliding_window_pattern"}),  # transformers 4 wrote it beside layer_types and never read it
     wrapper=Wrapper(

@@ -15,10 +15,22 @@ from ..layers.moe import MoE
 from ..layers.norms import RMSNorm
 from ..layers.per_layer import PerLayer, ScaledBlock
 from ..layers.rope import Proportional, Rope
-from .family import ATTENTION, EMBEDDINGS, HEAD_NORMS, MLP, Family, Wrapper, presets
-from .fields import Fields, read_common, write_common
-from .gemma3 import ACTIVATIONS, CLASS_DEFAULTS, GLOBAL, LOCAL, shortest
-from .weights import rows
+from .family import Family, Wrapper, presets, shortest
+from .fields import (
+    GLOBAL,
+    LOCAL,
+    Fields,
+    layer_kinds,
+    layer_types,
+    read_activation,
+    read_common,
+    rope_of,
+    rope_parameters,
+    write_activation,
+    write_common,
+)
+from .gemma3 import CLASS_DEFAULTS
+from .gemma4_names import WEIGHTS
 
 PER_LAYER = ("vocab_size_per_layer_input", "hidden_size_per_layer_input")
 ROPES = {LOCAL: Rope(dim=2, theta=1e4), GLOBAL: Rope(dim=2, theta=1e6, scaling=Proportional(share=0.25))}
@@ -29,26 +41,26 @@ DEFAULTS = CLASS_DEFAULTS | {"vocab_size": 262_144, "num_hidden_layers": 30}
 def read(c: Fields) -> Spec:
     c = c.over(DEFAULTS)
     depth, width = c.int("num_hidden_layers"), c.int("hidden_size")
-    kinds = c.list("layer_types", [LOCAL if (i + 1) % 6 and i + 1 < depth else GLOBAL for i in range(depth)])
-    if len(kinds) != depth or not set(kinds) <= {LOCAL, GLOBAL} or kinds[-1] != GLOBAL:
-        raise ValueError(
-            f"config field 'layer_types' must be {depth} of {LOCAL!r} and {GLOBAL!r}, this one last, not {kinds!r:.80}"
-        )
-    c.only("attention_bias", False)
-    c.only("attention_dropout", 0.0)
+    usual = [LOCAL if (i + 1) % 6 and i + 1 < depth else GLOBAL for i in range(depth)]
+    kinds = layer_kinds(c, "layer_types", usual, ROPES)
+    if kinds[-1] != GLOBAL:
+        raise ValueError(f"config field 'layer_types' must end in {GLOBAL!r}, not in {kinds[-1]!r}")
     if c.get("use_bidirectional_attention", None) != "vision":  # which is tokens of images alone
         c.only("use_bidirectional_attention", None)
     both, by_layer = c.nested("rope_parameters"), c.nested("per_layer_config")
-    ropes = {kind: both.nested(kind) for kind in ROPES}
-    both.finish_nested("a model with a rope for each kind of layer")
+    longest, window = c.int("max_position_embeddings"), c.int("sliding_window", 512)
     norm, borrowing = RMSNorm(eps=c.float("rms_norm_eps", 1e-6)), c.int("num_kv_shared_layers", 0)
-    plain, tied, window = c.int("head_dim", 256), c.bool("attention_k_eq_v", False), c.int("sliding_window", 512)
+    plain, tied = c.int("head_dim", 256), c.bool("attention_k_eq_v", False)
     heads, kv_heads = c.int("num_attention_heads", 8), c.int("num_key_value_heads", 4)
     large, few = c.int("global_head_dim", 512), c.int("num_global_key_value_heads", kv_heads)
     own = kinds[: max(depth - borrowing, 0)]
     if borrowing and set(own) != set(kinds):
         raise ValueError(f"config field 'num_kv_shared_layers' is {borrowing}, which leaves no layer of a kind to lend")
     lenders = {kind: len(own) - 1 - own[::-1].index(kind) for kind in set(kinds)} if borrowing else {}
+
+    def rope(kind: str, dim: int) -> Rope:
+        said, usual = both.nested(kind), ROPES[kind]
+        return rope_of([said], dim, longest, usual.theta) if said.config else replace(usual, dim=dim)
 
     def attention(i: int) -> NormedAttention:
         kind, stated = kinds[i], by_layer.nested(str(i))
@@ -60,7 +72,7 @@ def read(c: Fields) -> Spec:
             heads=heads,
             kv_heads=of_kind,
             head_dim=head_dim,
-            rope=read_rope(ropes[kind], ROPES[kind], head_dim),
+            rope=rope(kind, head_dim),
             norm=norm,
             window=window if kind == LOCAL else None,
             shared_value=tied and kind == GLOBAL and i < len(own),
@@ -69,8 +81,10 @@ def read(c: Fields) -> Spec:
         )
 
     attentions = tuple(attention(i) for i in range(depth))
+    both.taken |= set(ROPES)
+    both.finish_nested("a model with a rope for each kind of layer")
     by_layer.finish_nested("a model of this depth")
-    activation = ACTIVATIONS[c.choice("hidden_activation", "gelu_pytorch_tanh", ACTIVATIONS)]
+    activation = read_activation(c, "hidden_activation", "gelu_pytorch_tanh")
     ffn, wide, dim = c.int("intermediate_size", 9216), c.bool("use_double_wide_mlp", False), c.int(PER_LAYER[1], 256)
     dense = tuple(GatedMLP(ffn=ffn * (2 if wide and a.borrows else 1), activation=activation) for a in attentions)
     routed = read_experts(c, norm, activation) if c.bool("enable_moe_block", False) else None
@@ -87,26 +101,6 @@ def read(c: Fields) -> Spec:
     )
 
 
-def read_rope(p: Fields, default: Rope, head_dim: int) -> Rope:
-    """The rope of a kind of layer; `default`, but for its dim, where the config says nothing."""
-    if not p.config:
-        return replace(default, dim=head_dim)
-    kind, scaling = p.choice("rope_type", "default", ("default", "proportional")), None
-    if kind == "proportional":
-        scaling = Proportional(share=p.float("partial_rotary_factor", 1.0), factor=p.float("factor", 1.0))
-    theta = p.float("rope_theta", default.theta)
-    p.finish_nested(f"rope_type {kind!r}")
-    return Rope(dim=head_dim, theta=theta, scaling=scaling)
-
-
-def write_rope(rope: Rope) -> dict[str, Any]:
-    if not isinstance(rope.scaling, Proportional):
-        return {"rope_type": "default", "rope_theta": rope.theta}
-    factor = {} if rope.scaling.factor == 1 else {"factor": rope.scaling.factor}
-    share = {"partial_rotary_factor": rope.scaling.share}
-    return {"rope_type": "proportional", "rope_theta": rope.theta, **share, **factor}
-
-
 def read_experts(c: Fields, norm: RMSNorm, activation: str) -> MoE:
     router = NormedRouter(top_k=c.int("top_k_experts"), eps=norm.eps)
     expert = GatedExpert(activation=activation)
@@ -118,6 +112,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
     layers, mlp = [layer.attention for layer in spec.layers], spec.mlp[0]
     of = {GLOBAL if a.window is None else LOCAL: a for a in reversed(layers)}
     last, local = of[GLOBAL], of.get(LOCAL, of[GLOBAL])
+    ropes = {kind: of[kind].rope if kind in of else usual for kind, usual in ROPES.items()}
     dense, routed = (mlp.dense, mlp.experts) if isinstance(mlp, Beside) else (mlp, None)
     widest = max(getattr(layer.mlp, "dense", layer.mlp).ffn for layer in spec.layers)
     return write_common(spec) | {
@@ -127,16 +122,14 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "global_head_dim": last.head_dim,
         "num_global_key_value_heads": last.kv_heads if last.shared_value else None,
         "attention_k_eq_v": last.shared_value,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
         "sliding_window": local.window or 512,
-        "layer_types": [GLOBAL if a.window is None else LOCAL for a in layers],
-        "rope_parameters": {kind: write_rope(of[kind].rope if kind in of else rope) for kind, rope in ROPES.items()},
+        "layer_types": layer_types(spec),
+        "rope_parameters": {kind: rope_parameters(rope) for kind, rope in ropes.items()},
         "num_kv_shared_layers": sum(bool(a.borrows) for a in layers),
         "use_double_wide_mlp": widest > dense.ffn,
         "use_bidirectional_attention": None,
         "intermediate_size": dense.ffn,
-        "hidden_activation": next(name for name, ours in ACTIVATIONS.items() if ours == dense.activation),
+        "hidden_activation": write_activation(dense.activation),
         "enable_moe_block": routed is not None,
         "num_experts": routed and routed.experts,
         "top_k_experts": routed and routed.router.top_k,
@@ -146,39 +139,6 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "final_logit_softcapping": spec.logit_softcap,
         "rms_norm_eps": spec.final_norm.eps,
     }
-
-
-LAYER = "model.layers.{l}."
-WEIGHTS = (
-    EMBEDDINGS
-    + ATTENTION
-    + HEAD_NORMS
-    + MLP
-    + tuple(row._replace(parameters=(row.parameters[0].replace("mlp/", "mlp/dense/"),)) for row in MLP)
-    + rows(
-        (LAYER + "input_layernorm.weight", "D", "attention_before/scale_D"),
-        (LAYER + "post_attention_layernorm.weight", "D", "attention_after/scale_D"),
-        (LAYER + "pre_feedforward_layernorm.weight", "D", "mlp_before/scale_D"),
-        (LAYER + "post_feedforward_layernorm.weight", "D", "mlp_after/scale_D"),
-        (LAYER + "layer_scalar", "1", "scale_1"),
-        (LAYER + "pre_feedforward_layernorm.weight", "D", "mlp/dense_before/scale_D"),
-        (LAYER + "post_feedforward_layernorm_1.weight", "D", "mlp/dense_after/scale_D"),
-        (LAYER + "pre_feedforward_layernorm_2.weight", "D", "mlp/experts_before/scale_D"),
-        (LAYER + "post_feedforward_layernorm_2.weight", "D", "mlp/experts_after/scale_D"),
-        (LAYER + "post_feedforward_layernorm.weight", "D", "mlp/after/scale_D"),
-        (LAYER + "router.proj.weight", "X D", "mlp/experts/router/w_DX"),
-        (LAYER + "router.scale", "D", "mlp/experts/router/scale_D"),
-        (LAYER + "router.per_expert_scale", "X", "mlp/experts/router/gain_X"),
-        (LAYER + "experts.gate_up_proj", "X [F F] D", "mlp/experts/w_gate_XFD", "mlp/experts/w_up_XFD"),
-        (LAYER + "experts.down_proj", "X D F", "mlp/experts/w_down_XDF"),
-        (LAYER + "per_layer_input_gate.weight", "P D", "own_gate_DP"),
-        (LAYER + "per_layer_projection.weight", "D P", "own_out_PD"),
-        (LAYER + "post_per_layer_input_norm.weight", "D", "own_after/scale_D"),
-        ("model.embed_tokens_per_layer.weight", "V (N P)", "per_layer/embed_VNP"),
-        ("model.per_layer_model_projection.weight", "(N P) D", "per_layer/w_DNP"),
-        ("model.per_layer_projection_norm.weight", "P", "per_layer/norm/scale_P"),
-    )
-)
 
 
 def size(width: int, ffn: int, depth: int, heads: int, kv_heads: int, window: int, dim: int, **more: Any) -> Spec:
@@ -214,6 +174,7 @@ FAMILY = Family(
     architecture="Gemma4ForCausalLM",
     read=read,
     write=write,
+    fixed={"attention_bias": False, "attention_dropout": 0.0},
     weights=WEIGHTS,
     wrapper=Wrapper(
         model_type="gemma4",

@@ -9,14 +9,12 @@ from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
-from .family import ATTENTION, EMBEDDINGS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, PLAIN, Family, presets
 from .fields import Fields, read_common, read_rope, write_common, write_rope
 from .weights import rows
 
 
 def read(c: Fields) -> Spec:
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     heads, norm = c.int("num_attention_heads", least=1), RMSNorm(eps=c.float("rms_norm_eps", 1.5625e-7))
     head_dim = c.int("head_dim", 128)
     return Spec(
@@ -42,9 +40,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         **write_rope(attention.rope, dialect, attention.head_dim),
         "attention_bias": bool(attention.bias),
-        "attention_dropout": 0.0,
         "intermediate_size": spec.mlp[0].ffn,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -79,6 +75,7 @@ FAMILY = Family(
     architecture="Glm4ForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS
     + ATTENTION
     + rows(

@@ -12,7 +12,7 @@ from ..layers.mtp import MTP
 from ..layers.norms import QKNorm, RMSNorm
 from ..layers.rope import Rope
 from ..layers.router import Groups
-from .deepseek_v3 import SHARED, experts, read_experts, write_experts
+from .deepseek import SHARED, experts, read_experts, write_experts
 from .family import (
     ATTENTION,
     EMBEDDINGS,

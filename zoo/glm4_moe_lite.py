@@ -7,11 +7,12 @@ from ..layers.decoder import Spec
 from ..layers.latent import LatentAttention
 from ..layers.mlp import GatedMLP
 from ..layers.moe import MoE
+from ..layers.mtp import MTP
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
-from .deepseek_v3 import LATENT, SHARED, experts, read_experts, read_latent, write_experts, write_latent
-from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets, tailed
-from .fields import Fields, read_common, write_common
+from .deepseek import LATENT, SHARED, experts, read_experts, read_latent, write_experts, write_latent
+from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, PREDICTION, Family, presets, tailed
+from .fields import Fields, read_common, read_prediction, write_common
 
 DENSE, SPARSE = "dense", "sparse"
 CLASS_DEFAULTS = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.8}
@@ -19,8 +20,6 @@ CLASS_DEFAULTS = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.8}
 
 def read(c: Fields) -> Spec:
     c = c.over(CLASS_DEFAULTS)
-    c.only("hidden_act", "silu")
-    c.only("partial_rotary_factor", 1.0)
     norm, depth = RMSNorm(eps=c.float("rms_norm_eps", 1e-5)), c.int("num_hidden_layers")
     kinds = c.list("mlp_layer_types", [DENSE] + [SPARSE] * (depth - 1))
     if len(kinds) != depth or any(kind not in (DENSE, SPARSE) for kind in kinds):
@@ -35,6 +34,7 @@ def read(c: Fields) -> Spec:
         mlp=tailed([mlps[kind] for kind in kinds]),
         block=pre_norm(norm),
         final_norm=norm,
+        mtp=read_prediction(c),
     )
 
 
@@ -44,8 +44,8 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         **write_latent(spec.attention[0], dialect),
         "intermediate_size": next((mlp.ffn for mlp in mlps if isinstance(mlp, GatedMLP)), 10240),
         "mlp_layer_types": [SPARSE if isinstance(mlp, MoE) else DENSE for mlp in mlps],
+        "num_nextn_predict_layers": spec.mtp.depth if spec.mtp else 0,
         **write_experts(next(mlp for mlp in mlps if isinstance(mlp, MoE))),
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -61,8 +61,8 @@ def model(width: int, depth: int, ffn: int, moe: MoE, attention: LatentAttention
         block=pre_norm(norm),
         final_norm=norm,
         max_length=202_752,
-        bos_id=0,
-        eos_ids=(1,),
+        eos_ids=(154_820, 154_827, 154_829),
+        pad_id=154_820,
     )
 
 
@@ -71,19 +71,20 @@ FLASH = LatentAttention(heads=20, nope_dim=192, value_dim=256, kv_rank=512, q_ra
 SMALL = LatentAttention(heads=4, nope_dim=24, value_dim=32, kv_rank=48, q_rank=64, rope=Rope(dim=8, interleaved=True))
 NANO = model(128, 4, 320, experts(16, 4, 64, None, 1.8), SMALL)
 
-# Sizes and token ids are the class defaults of transformers, which names this model; theta is published.
+# Published numbers, all of them.
 FAMILY = Family(
     name="glm4_moe_lite",
     architecture="Glm4MoeLiteForCausalLM",
     read=read,
     write=write,
-    weights=EMBEDDINGS + PRE_NORMS + LATENT + MLP + EXPERTS + SHARED,
+    fixed={"hidden_act": "silu", "partial_rotary_factor": 1.0},
+    weights=EMBEDDINGS + PRE_NORMS + LATENT + MLP + EXPERTS + SHARED + PREDICTION,
     fused=FUSED_EXPERTS,
     presets=presets(
         "glm4_moe_lite",
         {
-            "glm-4.7-flash": model(2048, 47, 10240, experts(64, 4, 1536, None, 1.8), FLASH),
-            "glm4-moe-lite-nano": NANO.replace(vocab=257, max_length=4096, bos_id=256, eos_ids=(256,)),
+            "glm-4.7-flash": model(2048, 47, 10240, experts(64, 4, 1536, None, 1.8), FLASH).replace(mtp=MTP()),
+            "glm4-moe-lite-nano": NANO.replace(vocab=257, max_length=4096, bos_id=256, eos_ids=(256,), pad_id=None),
         },
     ),
 )

@@ -10,9 +10,9 @@ from ..layers.latent import LatentAttention
 from ..layers.mtp import MTP
 from ..layers.rope import Rope
 from . import deepseek_v3, deepseek_v32
-from .family import FUSED_EXPERTS, Family, presets
+from .deepseek import experts
+from .family import FUSED_EXPERTS, Family, presets, shortest
 from .fields import Fields
-from .gemma3 import shortest
 
 FULL, SHARED = "full", "shared"
 CLASS_DEFAULTS = {"n_group": 1, "topk_group": 1, "rms_norm_eps": 1e-5}
@@ -59,7 +59,7 @@ def size(spec: Spec, heads: int, dim: int, top_k: int, **fields: Any) -> Spec:
 LATENT = LatentAttention(
     heads=64, nope_dim=192, value_dim=256, kv_rank=512, q_rank=2048, rope=Rope(dim=64, theta=1e6, interleaved=True)
 )
-EXPERTS = deepseek_v3.experts(256, 8, 2048, groups=None, scale=2.5)
+EXPERTS = experts(256, 8, 2048, groups=None, scale=2.5)
 GLM5 = deepseek_v3.model(LATENT, dense=3, ffn=12288, moe=EXPERTS, width=6144, depth=78).replace(mtp=MTP())
 
 # Class defaults, but for the rope's base and the ids of special tokens.

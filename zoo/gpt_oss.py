@@ -7,15 +7,15 @@ from typing import Any
 
 from ..layers.attention import Attention, Scores
 from ..layers.block import pre_norm
-from ..layers.clamped import ClampedExpert
+from ..layers.bounded import Clamped
 from ..layers.decoder import Spec
+from ..layers.expert import GatedExpert
 from ..layers.moe import MoE
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope, Yarn
 from ..layers.router import Router
-from .family import ATTENTION, EMBEDDINGS, PRE_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, PLAIN, PRE_NORMS, Family, presets, shortest
 from .fields import Fields, layer_types, layer_windows, read_common, read_rope, write_common, write_rope
-from .gemma3 import shortest
 from .weights import rows
 
 CLASS_ROPE = {
@@ -33,8 +33,6 @@ def read(c: Fields) -> Spec:
     has_rope = c.config.get("rope_parameters") or c.config.get("rope_scaling")
     c = c.over({"rope_theta": 150_000.0} if has_rope else {"rope_theta": 150_000.0, "rope_scaling": CLASS_ROPE})
     heads, head_dim = c.int("num_attention_heads", 64, least=1), c.int("head_dim", 64)
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     top_k = c.int("num_experts_per_tok", 4)
     c.only("experts_per_token", top_k)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-5))
@@ -51,11 +49,12 @@ def read(c: Fields) -> Spec:
         )
 
     layers = [attention(window) for window in layer_windows(c, c.int("sliding_window", 128), lambda i: i % 2 == 0)]
+    clamped = Clamped(alpha=c.float("swiglu_alpha", 1.702), limit=c.float("swiglu_limit", 7.0))
     mlp = MoE(
         experts=c.int("num_local_experts", c.int("num_experts", 128)),
         ffn=c.int("intermediate_size", 2880),
         router=Router(top_k=top_k, logit_bias=True),
-        expert=ClampedExpert(alpha=c.float("swiglu_alpha", 1.702), limit=c.float("swiglu_limit", 7.0)),
+        expert=GatedExpert(activation=clamped, bias=True),
     )
     return Spec(**read_common(c), attention=shortest(tuple(layers)), mlp=mlp, block=pre_norm(norm), final_norm=norm)
 
@@ -74,13 +73,11 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "layer_types": layer_types(spec),
         **rope,
         "attention_bias": bool(attention.bias),
-        "attention_dropout": 0.0,
         "intermediate_size": mlp.ffn,
         "num_local_experts": mlp.experts,
         "num_experts_per_tok": mlp.router.top_k,
-        "swiglu_alpha": mlp.expert.alpha,
-        "swiglu_limit": mlp.expert.limit,
-        "hidden_act": "silu",
+        "swiglu_alpha": mlp.expert.activation.alpha,
+        "swiglu_limit": mlp.expert.activation.limit,
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -102,6 +99,7 @@ def size(
 ) -> Spec:
     norm = RMSNorm(eps=1e-5)
     yarn = Yarn(factor=32.0, original_length=4096, truncate=False)
+    expert = GatedExpert(activation=Clamped(), bias=True)
     everywhere = Attention(
         heads=heads,
         kv_heads=kv_heads,
@@ -115,12 +113,12 @@ def size(
         width=width,
         depth=depth,
         attention=(replace(everywhere, window=window), everywhere),
-        mlp=MoE(experts=experts, ffn=ffn, router=Router(top_k=4, logit_bias=True), expert=ClampedExpert()),
+        mlp=MoE(experts=experts, ffn=ffn, router=Router(top_k=4, logit_bias=True), expert=expert),
         block=pre_norm(norm),
         final_norm=norm,
         max_length=131_072,
-        bos_id=199_998,
         eos_ids=(200_002,),
+        pad_id=199_999,
     )
 
 
@@ -128,7 +126,9 @@ def size(
 SIZES = {
     "gpt-oss-20b": size(2880, 2880, 24, 64, 8, 64, 32),
     "gpt-oss-120b": size(2880, 2880, 36, 64, 8, 64, 128),
-    "gpt-oss-nano": size(192, 96, 6, 6, 2, 32, 16, window=64).replace(vocab=257, bos_id=256, eos_ids=(256,)),
+    "gpt-oss-nano": size(192, 96, 6, 6, 2, 32, 16, window=64).replace(
+        vocab=257, bos_id=256, eos_ids=(256,), pad_id=None
+    ),
 }
 
 FAMILY = Family(
@@ -136,6 +136,7 @@ FAMILY = Family(
     architecture="GptOssForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + CLAMPED,
     inert=frozenset({"initial_context_length"}),  # what YaRN's original length says again
     presets=presets("gpt_oss", SIZES),

@@ -10,15 +10,13 @@ from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
-from .family import ATTENTION, EMBEDDINGS, MLP, PRE_NORMS, Family, presets
-from .fields import Fields, read_common, read_rope, write_common, write_rope
+from .family import ATTENTION, EMBEDDINGS, MLP, PLAIN, PRE_NORMS, Family, presets
+from .fields import Fields, read_common, read_rope, write_common, write_heads, write_rope
 
 
 def read(c: Fields) -> Spec:
     heads = c.int("num_attention_heads", least=1)
     head_dim = c.int("head_dim", c.int("hidden_size") // heads)
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
     return Spec(
         **read_common(c),
@@ -58,20 +56,15 @@ def write_multipliers(spec: Spec) -> dict[str, float]:
 
 def write(spec: Spec, dialect: int) -> dict[str, Any]:
     attention, mlp = spec.attention[0], spec.mlp[0]
-    fields = write_common(spec) | {
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
+    return write_common(spec) | {
+        **write_heads(spec),
         **write_rope(attention.rope, dialect),
         **write_multipliers(spec),
         "attention_bias": bool(attention.bias),
-        "attention_dropout": 0.0,
         "intermediate_size": mlp.ffn,
         "mlp_bias": mlp.bias,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
-    derived = attention.head_dim == spec.width // attention.heads
-    return fields if derived else fields | {"head_dim": attention.head_dim}
 
 
 def size(width: int, ffn: int, depth: int, heads: int, kv_heads: int, divisor: float) -> Spec:
@@ -106,6 +99,7 @@ FAMILY = Family(
     architecture="GraniteForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + MLP,
     presets=presets("granite", SIZES),
 )

@@ -7,13 +7,12 @@ from ..layers.mlp import GatedMLP
 from ..layers.moe import MoE
 from ..layers.router import Router
 from . import granite
-from .family import ATTENTION, EMBEDDINGS, PRE_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, PLAIN, PRE_NORMS, Family, presets
 from .fields import Fields
 from .weights import rows
 
 
 def read(c: Fields) -> Spec:
-    c.only("mlp_bias", False)
     router, spec = Router(top_k=c.int("num_experts_per_tok", 2)), granite.read(c)
     return spec.replace(mlp=MoE(experts=c.int("num_local_experts", 8), ffn=spec.mlp[0].ffn, router=router))
 
@@ -58,6 +57,7 @@ FAMILY = Family(
     architecture="GraniteMoeForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN | {"mlp_bias": False},
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + BLOCK,
     fused=FUSED_BLOCK,
     presets=presets("granitemoe", SIZES),

@@ -33,7 +33,7 @@ from .mxfp4 import dequantize_mxfp4, shape_of
 from .registry import FAMILIES
 from .tensors import Checkpoint, Target, aligned, dequantize_blocks, open_checkpoint, read_into
 from .tensors import Entry as Place
-from .weights import Entry, and_more, copies, entries, parse
+from .weights import Entry, Row, and_more, copies, entries, is_of_module, modules_in, parse
 
 INERT_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Buffers in older checkpoints that follow from the config."""
@@ -73,11 +73,12 @@ def load_hf(
     assert spec.hf is not None
     checkpoint, family = open_checkpoint(directory), FAMILIES[spec.hf.family]
     names = _names(checkpoint, family, tuple(ignore), text_only)
+    spec = _with_present_predictor(spec, family, names)
     spec = _without_absent_predictor(spec, family, names, checkpoint.root)
     plan = _plan(spec, family, names)
     quantization = read_config(directory)[0].get("quantization_config")
     source = _Source(checkpoint, names, _quantisation(quantization, checkpoint.root))
-    _check(source, plan, spec)
+    _check(source, plan, spec, family.weights)
 
     dtypes = {leaf.path: np.dtype(dtype) for leaf in leaves(spec)} if dtype else _dtypes(source, plan)
     dtypes |= {path: np.dtype(np.float32) for path in dtypes if _is_table(path)}
@@ -216,6 +217,18 @@ def _names(checkpoint: Checkpoint, family: Family, ignore: tuple[str, ...], text
     return found
 
 
+def _with_present_predictor(spec: Spec, family: Family, names: Iterable[str]) -> Spec:
+    """The spec with the modules of multi-token prediction that the checkpoint has, where its config counts none: some
+    published configs do not say.
+    """
+    count = modules_in(names, family.weights) if spec.mtp is None and family.counted else 0
+    if not count:
+        return spec
+    assert spec.hf is not None
+    counted = spec_from_hf({**json.loads(spec.hf.config), family.counted: count}, tuple(json.loads(spec.hf.config)))
+    return spec.replace(mtp=counted.mtp)
+
+
 def _without_absent_predictor(spec: Spec, family: Family, names: Iterable[str], root: Path) -> Spec:
     """The spec without multi-token prediction if the checkpoint has no tensor of it, as those that transformers saves;
     their configs still count its modules.
@@ -223,7 +236,8 @@ def _without_absent_predictor(spec: Spec, family: Family, names: Iterable[str], 
     alone = spec.replace(mtp=None)
     if spec.mtp is None:
         return spec
-    of_it = entries(spec, family.weights).keys() - entries(alone, family.weights).keys() | copies(spec).keys()
+    rows = family.weights
+    of_it = entries(spec, rows).keys() - entries(alone, rows).keys() | copies(spec, rows).keys()
     if of_it & set(names):
         return spec
     warnings.warn(
@@ -234,18 +248,24 @@ def _without_absent_predictor(spec: Spec, family: Family, names: Iterable[str], 
 
 
 def _plan(spec: Spec, family: Family, names: Iterable[str]) -> dict[str, Entry]:
-    """The tensors to read: the published row set, or transformers 5's fused one where its names are there."""
-    present, published = set(names), entries(spec, family.weights)
-    if family.fused and not published.keys() <= present:
-        replaced = {parameter for row in family.fused for parameter in row.parameters}
-        kept = tuple(row for row in family.weights if not replaced & set(row.parameters))
-        fused = entries(spec, kept + family.fused)
-        if any(name in present for name in fused.keys() - published.keys()):
-            return fused
-    return published
+    """The tensors to read: the published row set, or the fused one where its names are there; of a model and of its
+    modules of multi-token prediction apart, which some publish in different ways.
+    """
+    present, rows = set(names), family.weights
+    plan = entries(spec, rows)
+    for of_module in (False, True):
+        fused = tuple(row for row in family.fused if is_of_module(row) == of_module)
+        if not fused or plan.keys() <= present:
+            continue
+        replaced = {parameter for row in fused for parameter in row.parameters}
+        others = tuple(row for row in rows if not replaced & set(row.parameters)) + fused
+        found = entries(spec, others)
+        if any(name in present for name in found.keys() - plan.keys()):
+            plan, rows = found, others
+    return plan
 
 
-def _check(source: _Source, plan: Mapping[str, Entry], spec: Spec) -> None:
+def _check(source: _Source, plan: Mapping[str, Entry], spec: Spec, weight_map: Sequence[Row]) -> None:
     """Refuses missing and unmapped tensors, wrong shapes and types, and a tied head that is not the embedding."""
     root, names = source.checkpoint.root, source.names
     missing = [name for name in plan if name not in names]
@@ -259,7 +279,7 @@ def _check(source: _Source, plan: Mapping[str, Entry], spec: Spec) -> None:
                 f"{source.where('lm_head.weight')} differs from the embedding, but the config ties them "
                 "(tie_word_embeddings); if it is the true head, set that to false"
             )
-    for name, of in copies(spec).items():
+    for name, of in copies(spec, weight_map).items():
         if name in extra:
             extra.remove(name)
             if not _same(source.read(name), source.read(of)):
@@ -272,6 +292,8 @@ def _check(source: _Source, plan: Mapping[str, Entry], spec: Spec) -> None:
         beyond = layer is not None and int(layer.group(1)) >= spec.depth
         hint = " (a layer beyond the model's depth, as those of multi-token prediction are)" if beyond else ""
         pattern = f"{layer.group()}*" if layer is not None and beyond else extra[0]
+        if predicting := re.match(r"(model\.)?mtp(?=[._])", extra[0]):
+            hint, pattern = " (of multi-token prediction, which is not read as it is here)", f"{predicting.group()}*"
         raise ValueError(
             f"{source.where(extra[0])} is not mapped to any parameter{and_more(extra)}{hint}; "
             f"to leave it out pass ignore=({pattern!r},)"
@@ -395,7 +417,7 @@ def save_hf(
         **_tokenizer_files(tokenizer),
     }
     tensors = {name: _lazy(entry, flat) for name, entry in entries(spec, family.weights).items()}
-    tensors |= {name: replace(tensors[of], name=name) for name, of in copies(spec).items()}
+    tensors |= {name: replace(tensors[of], name=name) for name, of in copies(spec, family.weights).items()}
     write_checkpoint(directory, list(tensors.values()), max_shard_bytes=max_shard_bytes, files=files)
 
 
@@ -426,11 +448,31 @@ def _piece(leaf: jax.Array, index: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """One layer's, one expert's part of a stacked parameter, on the host; a view where the parameter lies there
     already.
     """
+    if isinstance(leaf, jax.Array) and len(leaf.devices()) > 1:
+        return _joined(leaf, index)
     if isinstance(leaf, jax.Array) and not _is_on_cpu(leaf):
         for i in index:
             leaf = jax.lax.dynamic_index_in_dim(leaf, i, 0, keepdims=False)
         return np.asarray(leaf)
     piece: np.ndarray[Any, Any] = np.asarray(leaf)[index]
+    return piece
+
+
+def _joined(leaf: jax.Array, index: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """The same of a parameter that lies in parts on several devices, put together on the host: no device gets more than
+    it has. Raises ValueError where some are another process's.
+    """
+    if not leaf.is_fully_addressable:
+        raise ValueError(
+            "the parameters lie on devices of several processes, of which each sees its own; "
+            "let the run save a checkpoint, and export that"
+        )
+    piece = np.empty(leaf.shape[len(index) :], leaf.dtype)
+    for shard in leaf.addressable_shards:
+        first = [part.indices(size)[:2] for part, size in zip(shard.index, leaf.shape, strict=True)][: len(index)]
+        if shard.replica_id == 0 and all(start <= i < stop for i, (start, stop) in zip(index, first, strict=True)):
+            own = tuple(i - start for i, (start, _) in zip(index, first, strict=True))
+            piece[shard.index[len(index) :]] = _piece(shard.data, own)
     return piece
 
 

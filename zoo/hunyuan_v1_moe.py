@@ -11,20 +11,21 @@ from ..layers.moe import MoE
 from ..layers.norms import QKNorm, RMSNorm
 from ..layers.rope import Rope
 from ..layers.router import Router
-from .family import ATTENTION, EMBEDDINGS, EXPERTS, FUSED_EXPERTS, PRE_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, EXPERTS, FUSED_EXPERTS, PLAIN, PRE_NORMS, Family, presets
 from .fields import Fields, read_common, read_rope, write_common, write_rope
 from .weights import rows
 
+FIXED = PLAIN | {
+    "mlp_bias": False,
+    "norm_type": "rms",
+    "use_qk_norm": True,
+    "use_cla": False,
+    "use_mixed_mlp_moe": True,
+    "moe_layer_num_skipped": 0,
+}
+
 
 def read(c: Fields) -> Spec:
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
-    c.only("mlp_bias", False)
-    c.only("norm_type", "rms")
-    c.only("use_qk_norm", True)
-    c.only("use_cla", False)
-    c.only("use_mixed_mlp_moe", True)
-    c.only("moe_layer_num_skipped", 0)
     depth, heads, ffn = c.int("num_hidden_layers"), c.int("num_attention_heads", least=1), c.int("intermediate_size")
     head_dim = c.int("head_dim", c.int("attention_head_dim", c.int("hidden_size") // heads))
     c.only("attention_head_dim", head_dim)
@@ -80,11 +81,9 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         **write_rope(attention.rope, dialect),
         "attention_bias": bool(attention.bias),
-        "attention_dropout": 0.0,
         "intermediate_size": moes[0].ffn,
         "num_experts": moes[0].experts,
         "moe_topk": chosen[0] if len(set(chosen)) == 1 else chosen,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -129,6 +128,7 @@ FAMILY = Family(
     architecture="HunYuanMoEV1ForCausalLM",
     read=read,
     write=write,
+    fixed=FIXED,
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + EXPERTS[1:] + OWN_NAMES,
     fused=FUSED_EXPERTS,
     inert=frozenset({"eod_token_id", "sep_token_id", "cla_share_factor", "moe_drop_tokens", "capacity_factor"}),

@@ -1,5 +1,5 @@
-"""What the hybrids of linear and softmax attention have in common: `layer_types`, and Gated DeltaNet in configs and
-checkpoints.
+"""What the hybrids of linear and softmax attention have in common: `layer_types`, Gated DeltaNet in configs and
+checkpoints, and Qwen's module of multi-token prediction in them.
 """
 
 from typing import Any
@@ -7,9 +7,9 @@ from typing import Any
 from ..layers.decoder import Spec
 from ..layers.delta import GatedDelta
 from ..layers.norms import RMSNorm
-from .family import ATTENTION, HEAD_NORMS
+from .family import ATTENTION, EXPERTS, FUSED_EXPERTS, HEAD_NORMS, MLP, PRE_NORMS
 from .fields import Fields
-from .weights import rows
+from .weights import of_modules, rows
 
 LINEAR, FULL = "linear_attention", "full_attention"
 QWEN = {"num_key_heads": 16, "num_value_heads": 32, "key_head_dim": 128, "value_head_dim": 128, "conv_kernel_dim": 4}
@@ -115,3 +115,13 @@ SHARED = rows(
     ("model.layers.{l}.mlp.shared_expert.down_proj.weight", "D F", "mlp/shared/w_down_FD"),
     ("model.layers.{l}.mlp.shared_expert_gate.weight", "() D", "mlp/shared/weigh_D"),
 )
+
+IN_MODULE = "model.layers.{l}.", "mtp.layers.{m}."
+MODULE = rows(
+    ("mtp.pre_fc_norm_embedding.weight", "D", "mtp_{m}/norm_token/scale_D"),
+    ("mtp.pre_fc_norm_hidden.weight", "D", "mtp_{m}/norm_hidden/scale_D"),
+    ("mtp.fc.weight", "D I", "mtp_{m}/w_ID"),
+    ("mtp.norm.weight", "D", "mtp_{m}/final_norm/scale_D"),
+)
+MODULE += of_modules(PRE_NORMS + GATED + MLP + EXPERTS + SHARED, IN_MODULE)
+FUSED_MODULE = of_modules(FUSED_EXPERTS, IN_MODULE)

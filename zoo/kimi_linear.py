@@ -8,15 +8,13 @@ from typing import Any
 from ..layers.block import pre_norm
 from ..layers.decoder import Spec
 from ..layers.kda import KimiDelta
-from ..layers.latent import LatentAttention
 from ..layers.mlp import GatedMLP
 from ..layers.moe import MoE
 from ..layers.norms import RMSNorm
 from ..layers.rope import Proportional, Rope
-from .deepseek_v3 import LATENT, SHARED, experts, read_experts, read_latent, write_experts, write_latent
-from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets
-from .fields import Fields, read_common, write_common
-from .gemma3 import shortest
+from .deepseek import LATENT, SHARED, read_experts, read_latent, write_experts, write_latent
+from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets, shortest, tailed
+from .fields import Fields, layer_kinds, read_common, write_common
 from .hybrid import FULL, LINEAR, mixers
 from .weights import Row, rows
 
@@ -32,6 +30,7 @@ WORDS = {
 }
 """Fields of the published config, and of transformers, in the words of DeepSeek-V3."""
 
+DENSE, SPARSE = "dense", "sparse"
 NESTED = "linear_attn_config"
 AT_REST = frozenset({"head_dim", "qk_head_dim", "rope_interleave", "rope_parameters", "rope_scaling", "rope_theta"})
 """Fields that mean nothing where nothing is rotated."""
@@ -45,9 +44,6 @@ def unrotated(dim: int) -> Rope:
 def read(c: Fields) -> Spec:
     said = {WORDS.get(name, name): value for name, value in c.config.items() if name not in AT_REST}
     d = Fields({"n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.446} | said)
-    d.only("hidden_act", "silu")
-    d.only("mla_use_nope", True)
-    d.only("moe_layer_freq", 1)
     norm, depth, linear = RMSNorm(eps=d.float("rms_norm_eps", 1e-5)), d.int("num_hidden_layers"), c.nested(NESTED)
     head_dim = linear.int("head_dim", d.int("linear_head_dim", 128))
     delta = KimiDelta(
@@ -63,20 +59,14 @@ def read(c: Fields) -> Spec:
     linear.finish_nested("linear attention")
     if sorted([*full, *deltas]) != list(range(1, depth + 1)):
         raise ValueError(f"config field {NESTED!r} does not place {depth} layers: {full!r:.80} and {deltas!r:.80}")
-    first = d.int("first_k_dense_replace", 1)
     attentions = {LINEAR: delta, FULL: latent}
-    mlps = {"dense": GatedMLP(ffn=d.int("intermediate_size")), "sparse": read_experts(d)}
-
-    def kinds(name: str, default: list[str], known: dict[str, Any]) -> tuple[Any, ...]:
-        found = d.list(name, default)
-        if len(found) != depth or not set(found) <= set(known):
-            raise ValueError(f"config field {name!r} must be {depth} of {', '.join(known)}, not {found!r:.80}")
-        return shortest(tuple(known[kind] for kind in found))
-
+    kinds = layer_kinds(d, "layer_types", [FULL if i + 1 in full else LINEAR for i in range(depth)], attentions)
+    mlps = {DENSE: GatedMLP(ffn=d.int("intermediate_size")), SPARSE: read_experts(d)}
+    usual = [DENSE if i < d.int("first_k_dense_replace", 1) else SPARSE for i in range(depth)]
     spec = Spec(
         **read_common(d),
-        attention=kinds("layer_types", [FULL if i + 1 in full else LINEAR for i in range(depth)], attentions),
-        mlp=kinds("mlp_layer_types", ["dense" if i < first else "sparse" for i in range(depth)], mlps),
+        attention=shortest([attentions[kind] for kind in kinds]),
+        mlp=tailed([mlps[kind] for kind in layer_kinds(d, "mlp_layer_types", usual, mlps)]),
         block=pre_norm(norm),
         final_norm=norm,
     )
@@ -100,11 +90,9 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
             "full_attn_layers": full,
             "kda_layers": [i + 1 for i in range(spec.depth) if i + 1 not in full],
         },
-        "mla_use_nope": True,
         "moe_router_activation_func": moe.router.score,
         "intermediate_size": next((mlp.ffn for mlp in mlps if isinstance(mlp, GatedMLP)), 9216),
-        "mlp_layer_types": ["sparse" if isinstance(mlp, MoE) else "dense" for mlp in mlps],
-        "hidden_act": "silu",
+        "mlp_layer_types": [SPARSE if isinstance(mlp, MoE) else DENSE for mlp in mlps],
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -140,55 +128,43 @@ def published(row: Row) -> Row:
     return row._replace(name=name)
 
 
-def size(delta: KimiDelta, latent: LatentAttention, moe: MoE, *, width: int, ffn: int, full: tuple[int, ...]) -> Spec:
+def size(width: int, ffn: int, heads: int, head_dim: int, rank: int, full: list[int], **more: Any) -> Spec:
     """full: the layers with latent attention, counted from 1; the last of them is the last layer."""
-    norm = RMSNorm(eps=1e-5)
-    return Spec(
-        vocab=163_840,
-        width=width,
-        depth=full[-1],
-        attention=tuple(latent if i + 1 in full else delta for i in range(full[-1])),
-        mlp=(GatedMLP(ffn=ffn), moe, ...),
-        block=pre_norm(norm),
-        final_norm=norm,
-        max_length=1_048_576,
-        bos_id=163_584,
-        eos_ids=(163_586,),
-        pad_id=163_839,
-    )
+    config = {
+        "hidden_size": width,
+        "intermediate_size": ffn,
+        "num_hidden_layers": full[-1],
+        "num_attention_heads": heads,
+        "qk_nope_head_dim": head_dim,
+        "qk_rope_head_dim": head_dim // 2,
+        "v_head_dim": head_dim,
+        "kv_lora_rank": rank,
+        "rms_norm_eps": 1e-5,
+        NESTED: {"num_heads": heads, "head_dim": head_dim, "full_attn_layers": full},
+    }
+    return read(Fields(config | more))
 
 
 # Published, all but the ids of tokens, which are class defaults: 27 layers, of which every fourth and the last attend.
-A3B = size(
-    KimiDelta(heads=32, head_dim=128, rank=128, norm=RMSNorm(eps=1e-5)),
-    LatentAttention(heads=32, nope_dim=128, value_dim=128, kv_rank=512, rope=unrotated(64)),
-    experts(256, 8, 1024, None, 2.446),
-    width=2304,
-    ffn=9216,
-    full=(4, 8, 12, 16, 20, 24, 27),
-)
-NANO = size(
-    KimiDelta(heads=4, head_dim=32, rank=32, norm=RMSNorm(eps=1e-5)),
-    LatentAttention(heads=4, nope_dim=32, value_dim=32, kv_rank=48, rope=unrotated(16)),
-    experts(16, 4, 64, None, 2.446),
-    width=128,
-    ffn=320,
-    full=(4, 8),
-)
+TOKENS = {"vocab_size": 163_840, "bos_token_id": 163_584, "eos_token_id": 163_586, "pad_token_id": 163_839}
+A3B = {"num_experts": 256, "num_experts_per_token": 8, "moe_intermediate_size": 1024, "model_max_length": 1_048_576}
+NANO = {"num_experts": 16, "num_experts_per_token": 4, "moe_intermediate_size": 64, "model_max_length": 4096}
+LETTERS = {"vocab_size": 257, "bos_token_id": 256, "eos_token_id": 256}
 
 FAMILY = Family(
     name="kimi_linear",
     architecture="KimiLinearForCausalLM",
     read=read,
     write=write,
+    fixed={"hidden_act": "silu", "mla_use_nope": True, "moe_layer_freq": 1},
     weights=EMBEDDINGS + PRE_NORMS + LATENT + DELTA + MLP + tuple(map(published, EXPERTS + SHARED)),
     fused=FUSED_EXPERTS + EXPERTS[:1] + SHARED + IN_MEMORY,
     inert=AT_REST | {"use_grouped_topk"},
     presets=presets(
         "kimi_linear",
         {
-            "kimi-linear-48b-a3b": A3B,
-            "kimi-linear-nano": NANO.replace(vocab=257, bos_id=256, eos_ids=(256,), pad_id=None, max_length=4096),
+            "kimi-linear-48b-a3b": size(2304, 9216, 32, 128, 512, [4, 8, 12, 16, 20, 24, 27], **A3B, **TOKENS),
+            "kimi-linear-nano": size(128, 320, 4, 32, 48, [4, 8], **NANO, **LETTERS),
         },
     ),
 )

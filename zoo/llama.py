@@ -11,15 +11,13 @@ from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import RMSNorm
 from ..layers.rope import Llama3, Rope
-from .family import ATTENTION, EMBEDDINGS, MLP, PRE_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, MLP, PLAIN, PRE_NORMS, Family, presets
 from .fields import Fields, read_common, read_rope, write_common, write_rope
 
 
 def read(c: Fields) -> Spec:
     heads, width = c.int("num_attention_heads", least=1), c.int("hidden_size")
     head_dim = c.int("head_dim", width // heads)
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
     return Spec(
         **read_common(c),
@@ -44,10 +42,8 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         **write_rope(attention.rope, dialect),
         "attention_bias": bool(attention.bias),
-        "attention_dropout": 0.0,
         "intermediate_size": mlp.ffn,
         "mlp_bias": mlp.bias,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -77,6 +73,7 @@ FAMILY = Family(
     architecture="LlamaForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + MLP,
     presets=presets(
         "llama",

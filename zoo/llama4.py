@@ -14,9 +14,8 @@ from ..layers.rope import Rope
 from ..layers.router import Router
 from ..layers.scaled_input import ScaledInputExpert
 from ..layers.temperature import Temperature
-from .family import ATTENTION, EMBEDDINGS, PRE_NORMS, Family, Wrapper, presets
+from .family import ATTENTION, EMBEDDINGS, PLAIN, PRE_NORMS, Family, Wrapper, presets, shortest
 from .fields import GLOBAL, Fields, read_common, read_rope, write_common, write_rope
-from .gemma3 import shortest
 from .weights import rows
 
 CHUNKED = "chunked_attention"
@@ -27,8 +26,6 @@ def read(c: Fields) -> Spec:
     c = c.over({"rope_theta": 500_000.0, "max_position_embeddings": 131_072})
     heads, depth = c.int("num_attention_heads", 40, least=1), c.int("num_hidden_layers")
     head_dim, interval = c.int("head_dim", 128), c.int("no_rope_layer_interval", 4, least=1)
-    for field, allowed in {"hidden_act": "silu", "attention_dropout": 0.0, "router_jitter_noise": 0.0}.items():
-        c.only(field, allowed)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-5))
     roped = c.list("no_rope_layers", []) or [int((i + 1) % interval != 0) for i in range(depth)]  # 1: with rope
     kinds = c.list("layer_types", [CHUNKED if has_rope else GLOBAL for has_rope in roped])
@@ -89,13 +86,11 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "floor_scale": temperature.length,
         "attn_scale": temperature.strength,
         "attention_bias": bool(any_layer.bias),
-        "attention_dropout": 0.0,
         "intermediate_size": moe.ffn,
         "intermediate_size_mlp": next((mlp.ffn for mlp in mlps if isinstance(mlp, GatedMLP)), 16_384),
         "moe_layers": [i for i, mlp in enumerate(mlps) if isinstance(mlp, MoE)],
         "num_local_experts": moe.experts,
         "num_experts_per_tok": moe.router.top_k,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -147,6 +142,7 @@ FAMILY = Family(
     architecture="Llama4ForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN | {"router_jitter_noise": 0.0},
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + FEED_FORWARD,
     inert=frozenset({"for_llm_compressor"}),
     wrapper=Wrapper(model_type="llama4", prefixes={"language_model.": ""}, left_out=LEFT_OUT),

@@ -1,22 +1,27 @@
 """LongCat-Flash (Meituan LongCat team 2025, arXiv 2509.01322): each layer holds two latent attentions with corrected
-scales and two dense MLPs, and beside them experts of which a third compute nothing."""
+scales and two dense MLPs, and beside them experts of which a third compute nothing. Beside the model, a module of
+multi-token prediction whose layer has one attention and one dense MLP (names and order: vLLM and SGLang)."""
 
 from dataclasses import replace
 from typing import Any
 
+from ..layers.block import pre_norm
 from ..layers.corrected import CorrectedNorm
 from ..layers.decoder import Spec
 from ..layers.latent import LatentAttention
 from ..layers.mlp import GatedMLP
 from ..layers.moe import MoE
+from ..layers.mtp import MTP
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
 from ..layers.router import Router
 from ..layers.shortcut import Shortcut, ShortcutBlock
-from .deepseek_v3 import LATENT, read_latent, write_latent
-from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, Family, presets
+from .deepseek import LATENT, read_latent, write_latent
+from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets
 from .fields import Fields, read_common, write_common
-from .weights import Row, rows
+from .weights import EMBEDDING_AGAIN, Row, of_modules, rows
+
+COUNTED = "num_nextn_predict_layers"
 
 
 def read(c: Fields) -> Spec:
@@ -39,12 +44,18 @@ def read(c: Fields) -> Spec:
         router=router,
     )
     parts = read_latent(c), c.int("ffn_hidden_size"), experts
-    return assembled(*parts, c.float("rms_norm_eps", 1e-5), **read_common(c) | {"depth": depth})
+    spec = assembled(*parts, c.float("rms_norm_eps", 1e-5), **read_common(c) | {"depth": depth})
+    return predicting(spec) if c.int(COUNTED, 0) == 1 else spec  # of more, none is published
+
+
+def predicting(spec: Spec) -> Spec:
+    """The model with its module."""
+    return spec.replace(mtp=MTP(block=pre_norm(spec.final_norm), attention=spec.attention[0], mlp=spec.mlp[0].first))
 
 
 def assembled(latent: LatentAttention, ffn: int, experts: MoE, eps: float, **common: Any) -> Spec:
     """The model of these parts, whose attention and dense MLP a layer has twice."""
-    attention = replace(latent, norm=CorrectedNorm(width=common["width"]))
+    attention = replace(latent, norm=CorrectedNorm())
     dense, norm = GatedMLP(ffn=ffn), RMSNorm(eps=eps)
     return Spec(
         **common,
@@ -60,6 +71,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
     fields = write_common(spec) | {
         **write_latent(latent, dialect),
         "num_layers": spec.depth,
+        **({COUNTED: spec.mtp.depth} if spec.mtp else {}),
         "head_dim": latent.rope.dim,
         "ffn_hidden_size": mlp.first.ffn,
         "expert_ffn_hidden_size": mlp.experts.ffn,
@@ -96,6 +108,17 @@ TWICE = (
     + placed(MLP, (".mlp.", ".mlps.1."), ("mlp/", "mlp/second/"))
 )
 
+MODULE = rows(
+    ("model.mtp.layers.{m}.enorm.m.weight", "D", "mtp_{m}/norm_token/scale_D"),
+    ("model.mtp.layers.{m}.hnorm.m.weight", "D", "mtp_{m}/norm_hidden/scale_D"),
+    ("model.mtp.layers.{m}.eh_proj.weight", "D I", "mtp_{m}/w_ID"),
+    ("model.mtp.norm.weight", "D", "mtp_{m}/final_norm/scale_D"),
+    ("model.mtp.embed_tokens.weight", "V D", EMBEDDING_AGAIN),
+)
+MODULE += of_modules(
+    PRE_NORMS + LATENT + MLP, ("model.layers.{l}.", "model.mtp.layers.{m}."), (".mlp.", ".transformer_layer.mlp.")
+)
+
 
 def model(latent: LatentAttention, ffn: int, experts: MoE, width: int, depth: int) -> Spec:
     common: dict[str, Any] = {"vocab": 131_072, "max_length": 131_072, "bos_id": 1, "eos_ids": (2,)}
@@ -112,18 +135,21 @@ FLASH = LatentAttention(heads=64, nope_dim=128, value_dim=128, kv_rank=512, q_ra
 SMALL = LatentAttention(heads=4, nope_dim=32, value_dim=32, kv_rank=48, q_rank=64, rope=Rope(dim=16, interleaved=True))
 NANO = model(SMALL, 256, zero_experts(16, 8, 6, 64), width=128, depth=3)
 
-# Sizes and token ids are the class defaults of transformers, which names this model.
+# Sizes and token ids are the class defaults of transformers, which names this model; published: the module.
 FAMILY = Family(
     name="longcat_flash",
     architecture="LongcatFlashForCausalLM",
     read=read,
     write=write,
-    weights=EMBEDDINGS + OWN_NAMES + TWICE + placed(EXPERTS[1:], ("", ""), ("mlp/", "mlp/experts/")),
+    weights=EMBEDDINGS + OWN_NAMES + TWICE + placed(EXPERTS[1:], ("", ""), ("mlp/", "mlp/experts/")) + MODULE,
+    counted=COUNTED,
     fused=placed(FUSED_EXPERTS, ("", ""), ("mlp/", "mlp/experts/")),
     presets=presets(
         "longcat_flash",
         {
-            "longcat-flash-560b": model(FLASH, 12288, zero_experts(512, 256, 12, 2048), width=6144, depth=28),
+            "longcat-flash-560b": predicting(
+                model(FLASH, 12288, zero_experts(512, 256, 12, 2048), width=6144, depth=28)
+            ),
             "longcat-flash-nano": NANO.replace(vocab=257, max_length=4096, bos_id=256, eos_ids=(256,)),
         },
     ),

@@ -10,21 +10,22 @@ from ..layers.moe import MoE
 from ..layers.norms import QKNorm, RMSNorm
 from ..layers.rope import Rope
 from ..layers.router import Router
-from .family import ATTENTION, EMBEDDINGS, PRE_NORMS, WIDTH_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, PLAIN, PRE_NORMS, WIDTH_NORMS, Family, presets
 from .fields import Fields, read_common, read_rope, write_common, write_rope
 from .weights import rows
 
+FIXED = PLAIN | {
+    "scoring_func": "sigmoid",
+    "use_qk_norm": True,
+    "qk_norm_type": "per_layer",
+    "use_routing_bias": True,
+    "shared_intermediate_size": 0,
+    "sliding_window": None,
+}
+
 
 def read(c: Fields) -> Spec:
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
-    c.only("scoring_func", "sigmoid")
-    c.only("use_qk_norm", True)
-    c.only("qk_norm_type", "per_layer")
-    c.only("use_routing_bias", True)
-    c.only("shared_intermediate_size", 0)
     c.only("attn_type_list", [1] * c.int("num_hidden_layers"))
-    c.only("sliding_window", None)
     heads, norm = c.int("num_attention_heads", least=1), RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
     head_dim = c.int("head_dim", 128, least=1)
     share = c.int("rotary_dim", head_dim) / head_dim
@@ -55,11 +56,9 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
         **rope,
-        "attention_dropout": 0.0,
         "intermediate_size": moe.ffn,
         "num_local_experts": moe.experts,
         "num_experts_per_tok": moe.router.top_k,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -107,6 +106,7 @@ FAMILY = Family(
     architecture="MiniMaxM2ForCausalLM",
     read=read,
     write=write,
+    fixed=FIXED,
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + WIDTH_NORMS + BLOCK,
     fused=FUSED_BLOCK,
     inert=frozenset({"use_mtp", "num_mtp_modules", "mtp_transformer_layers", "router_jitter_noise"}),

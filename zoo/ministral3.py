@@ -10,7 +10,7 @@ from ..layers.mlp import GatedMLP
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope, Yarn
 from ..layers.temperature import Temperature
-from .family import ATTENTION, EMBEDDINGS, MLP, PRE_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, MLP, PLAIN, PRE_NORMS, Family, presets
 from .fields import Fields, read_common, read_rope, write_common, write_rope
 
 CLASS_ROPE = {
@@ -32,8 +32,6 @@ ROPES = ("rope_parameters", "rope_scaling")
 def read(c: Fields) -> Spec:
     plain, temperature = read_temperature(c, CLASS_ROPE, share=1.0)
     heads, head_dim = c.int("num_attention_heads", 32, least=1), c.int("head_dim", 128)
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-5))
     return Spec(
         **read_common(c),
@@ -84,9 +82,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         "sliding_window": attention.window,
         **write_temperature(write_rope(attention.rope, dialect), attention.scores.temperature),
-        "attention_dropout": 0.0,
         "intermediate_size": spec.mlp[0].ffn,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -137,6 +133,7 @@ FAMILY = Family(
     architecture="Ministral3ForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + MLP,
     presets=presets("ministral3", SIZES),
 )

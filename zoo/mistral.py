@@ -9,15 +9,13 @@ from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
-from .family import ATTENTION, EMBEDDINGS, MLP, PRE_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, MLP, PLAIN, PRE_NORMS, Family, presets
 from .fields import Fields, read_common, read_rope, write_common, write_rope
 
 
 def read(c: Fields) -> Spec:
     heads = c.int("num_attention_heads", least=1)
     head_dim = c.int("head_dim", c.int("hidden_size") // heads)
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
     return Spec(
         **read_common(c),
@@ -43,9 +41,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         "sliding_window": attention.window,
         **write_rope(attention.rope, dialect),
-        "attention_dropout": 0.0,
         "intermediate_size": spec.mlp[0].ffn,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -90,6 +86,7 @@ FAMILY = Family(
     architecture="MistralForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + MLP,
     presets=presets("mistral", SIZES),
 )

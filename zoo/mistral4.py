@@ -12,8 +12,8 @@ from ..layers.norms import RMSNorm
 from ..layers.rope import Rope, Yarn
 from ..layers.router import Groups, Router
 from ..layers.temperature import Temperature
-from .deepseek_v3 import LATENT, SHARED, write_experts, write_latent
-from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets
+from .deepseek import LATENT, SHARED, write_experts, write_latent
+from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PLAIN, PRE_NORMS, Family, presets
 from .fields import Fields, read_common, read_rope, write_common
 from .ministral3 import CLASS_ROPE, ROPES, read_temperature, write_temperature
 
@@ -21,9 +21,6 @@ ROPE = CLASS_ROPE | {"rope_theta": 10_000.0, "factor": 128.0, "original_max_posi
 
 
 def read(c: Fields) -> Spec:
-    c.only("hidden_act", "silu")
-    c.only("attention_bias", False)
-    c.only("attention_dropout", 0.0)
     heads, nope_dim, rope_dim = c.int("num_attention_heads"), c.int("qk_nope_head_dim"), c.int("qk_rope_head_dim")
     c.only("num_key_value_heads", heads)
     for name in ("head_dim", "qk_head_dim"):
@@ -70,7 +67,6 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "intermediate_size": dense[0].ffn if dense else 12_288,
         "first_k_dense_replace": len(dense),
         **write_experts(next(mlp for mlp in [*mlps, *spec.mlp] if isinstance(mlp, MoE))),
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -121,6 +117,7 @@ FAMILY = Family(
     architecture="Mistral4ForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN | {"attention_bias": False},
     weights=EMBEDDINGS + PRE_NORMS + LATENT + MLP + ROUTER + FUSED_EXPERTS + SHARED,
     presets=presets("mistral4", SIZES),
 )

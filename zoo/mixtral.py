@@ -10,14 +10,12 @@ from ..layers.moe import MoE
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
 from ..layers.router import Router
-from .family import ATTENTION, EMBEDDINGS, PRE_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, PLAIN, PRE_NORMS, Family, presets
 from .fields import Fields, read_common, read_rope, write_common, write_rope
 from .minimax_m2 import BLOCK, FUSED_BLOCK
 
 
 def read(c: Fields) -> Spec:
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     heads, norm = c.int("num_attention_heads", least=1), RMSNorm(eps=c.float("rms_norm_eps", 1e-5))
     head_dim = c.int("head_dim", c.int("hidden_size") // heads)
     router = Router(top_k=c.int("num_experts_per_tok", 2))
@@ -43,11 +41,9 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "num_key_value_heads": attention.kv_heads,
         "sliding_window": attention.window,
         **write_rope(attention.rope, dialect),
-        "attention_dropout": 0.0,
         "intermediate_size": moe.ffn,
         "num_local_experts": moe.experts,
         "num_experts_per_tok": moe.router.top_k,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
     derived = attention.head_dim == spec.width // attention.heads
@@ -82,6 +78,7 @@ FAMILY = Family(
     architecture="MixtralForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + BLOCK,
     fused=FUSED_BLOCK,
     inert=frozenset({"router_jitter_noise"}),  # of training

@@ -8,7 +8,7 @@ from typing import Any
 from ..layers.moe import MoE
 from ..layers.narrow import NarrowMoE
 from ..layers.plain import MLP, PlainExpert
-from .deepseek_v3 import read_experts, write_experts
+from .deepseek import read_experts, write_experts
 from .fields import Fields
 from .weights import Row, rows
 

@@ -10,16 +10,14 @@ from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import QKNorm, RMSNorm
 from ..layers.rope import Rope
-from .family import ATTENTION, EMBEDDINGS, MLP, WIDTH_NORMS, Family, presets
-from .fields import Fields, read_common, read_rope, write_common, write_rope
+from .family import ATTENTION, EMBEDDINGS, MLP, PLAIN, WIDTH_NORMS, Family, presets
+from .fields import Fields, read_common, read_rope, write_common, write_heads, write_rope
 from .weights import rows
 
 
 def read(c: Fields) -> Spec:
     heads = c.int("num_attention_heads", least=1)
     head_dim = c.int("head_dim", c.int("hidden_size") // heads)
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-5))
     return Spec(
         **read_common(c),
@@ -39,18 +37,13 @@ def read(c: Fields) -> Spec:
 
 def write(spec: Spec, dialect: int) -> dict[str, Any]:
     attention, mlp = spec.attention[0], spec.mlp[0]
-    fields = write_common(spec) | {
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
+    return write_common(spec) | {
+        **write_heads(spec),
         **write_rope(attention.rope, dialect),
         "attention_bias": bool(attention.bias),
-        "attention_dropout": 0.0,
         "intermediate_size": mlp.ffn,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
-    derived = attention.head_dim == spec.width // attention.heads
-    return fields if derived else fields | {"head_dim": attention.head_dim}
 
 
 def size(width: int, ffn: int, depth: int, heads: int, kv_heads: int) -> Spec:
@@ -80,6 +73,7 @@ FAMILY = Family(
     architecture="Olmo2ForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS
     + ATTENTION
     + WIDTH_NORMS

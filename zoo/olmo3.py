@@ -9,7 +9,7 @@ from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import QKNorm, RMSNorm
 from ..layers.rope import Rope, Yarn
-from .family import ATTENTION, EMBEDDINGS, MLP, POST_NORMS, WIDTH_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, MLP, PLAIN, POST_NORMS, WIDTH_NORMS, Family, presets, shortest
 from .fields import (
     GLOBAL,
     LOCAL,
@@ -17,33 +17,28 @@ from .fields import (
     layer_types,
     layer_windows,
     read_common,
-    rope_of,
+    read_ropes,
     rope_parameters,
     write_common,
+    write_heads,
     write_rope,
 )
-from .gemma3 import shortest
 
 THETA = 500_000.0
 
 
 def read(c: Fields) -> Spec:
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     heads, norm = c.int("num_attention_heads", least=1), RMSNorm(eps=c.float("rms_norm_eps", 1e-5))
-    head_dim, max_length = c.int("head_dim", c.int("hidden_size") // heads), c.int("max_position_embeddings")
+    head_dim = c.int("head_dim", c.int("hidden_size") // heads)
     window = c.int("sliding_window", None if "sliding_window" in c.config else 4096)
-    both, theta = c.nested("rope_parameters"), c.float("rope_theta", THETA)
-    everywhere, local = [both.nested(GLOBAL), c.nested("rope_scaling")], [both.nested(LOCAL)]
-    stretched, plain = (rope_of(spellings, head_dim, max_length, theta) for spellings in (everywhere, local))
-    both.finish_nested("a model with a rope for each kind of layer")
+    ropes = read_ropes(c, head_dim, {GLOBAL: ("rope_theta", THETA), LOCAL: ("rope_theta", THETA)})
 
     def attention(seen: int | None) -> Attention:
         return Attention(
             heads=heads,
             kv_heads=c.int("num_key_value_heads", heads),
             head_dim=head_dim,
-            rope=plain if seen else stretched,
+            rope=ropes[LOCAL if seen else GLOBAL],
             window=seen,
             qk_norm=QKNorm(norm=norm, over="width"),
             bias="qkvo" if c.bool("attention_bias", False) else "",
@@ -64,20 +59,15 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
     attention = layers[0]
     ropes = {LOCAL if layer.window else GLOBAL: layer.rope for layer in layers}
     rope = {"rope_parameters": {kind: rope_parameters(each) for kind, each in ropes.items()}}
-    fields = write_common(spec) | {
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
+    return write_common(spec) | {
+        **write_heads(spec),
         **(rope if dialect >= 5 else write_rope(ropes.get(GLOBAL, attention.rope), dialect)),
         "sliding_window": next((layer.window for layer in layers if layer.window), 4096),
         "layer_types": layer_types(spec),
         "attention_bias": bool(attention.bias),
-        "attention_dropout": 0.0,
         "intermediate_size": spec.mlp[0].ffn,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
-    derived = attention.head_dim == spec.width // attention.heads
-    return fields if derived else fields | {"head_dim": attention.head_dim}
 
 
 def size(width: int, ffn: int, depth: int, heads: int, kv_heads: int, window: int = 4096) -> Spec:
@@ -117,6 +107,7 @@ FAMILY = Family(
     architecture="Olmo3ForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + ATTENTION + WIDTH_NORMS + MLP + POST_NORMS,
     presets=presets("olmo3", SIZES),
 )

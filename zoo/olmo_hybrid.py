@@ -11,9 +11,8 @@ from ..layers.delta import GatedDelta
 from ..layers.mlp import GatedMLP
 from ..layers.norms import QKNorm, RMSNorm
 from ..layers.rope import Rope
-from .family import ATTENTION, EMBEDDINGS, MLP, POST_NORMS, PRE_NORMS, WIDTH_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, MLP, PLAIN, POST_NORMS, PRE_NORMS, WIDTH_NORMS, Family, presets, shortest
 from .fields import Fields, read_common, read_rope, write_common, write_rope
-from .gemma3 import shortest
 from .hybrid import CONVOLUTION, DECAY, FULL, LINEAR, mixers, read_delta, read_kinds, write_delta, write_kinds
 from .weights import rows
 
@@ -22,8 +21,6 @@ OUT_NORM = RMSNorm(eps=1e-5)
 
 
 def read(c: Fields) -> Spec:
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     width, heads = c.int("hidden_size"), c.int("num_attention_heads", least=1)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
     key_dim = int(0.75 * width / c.int("linear_num_key_heads", heads, least=1))
@@ -72,12 +69,10 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "num_key_value_heads": attention.kv_heads,
         **(no_rope if attention.rope is None else write_rope(attention.rope, dialect)),
         "attention_bias": bool(attention.bias),
-        "attention_dropout": 0.0,
         **write_delta(delta),
         "linear_allow_neg_eigval": delta.reach == 2.0,
         "layer_types": write_kinds(spec, GatedDelta),
         "intermediate_size": spec.mlp[0].ffn,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -127,6 +122,7 @@ FAMILY = Family(
     architecture="OlmoHybridForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + ATTENTION + WIDTH_NORMS + PROJECTIONS + DECAY + PUBLISHED_NORMS + POST_NORMS + MLP,
     fused=CONVOLUTION + PRE_NORMS,
     inert=frozenset(f"linear_{name}" for name in ("a_log_min", "a_log_max", "dt_min", "dt_max", "dt_init_floor")),

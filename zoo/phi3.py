@@ -18,7 +18,6 @@ from .weights import rows
 def read(c: Fields) -> Spec:
     heads = c.int("num_attention_heads", least=1)
     head_dim = c.int("head_dim", c.int("hidden_size") // heads)
-    c.only("hidden_act", "silu")
     for dropout in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
         c.only(dropout, 0.0)
     rope = read_rope(with_original_length(c), head_dim, share=1.0)
@@ -70,7 +69,6 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "intermediate_size": spec.mlp[0].ffn,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
     derived = attention.head_dim == spec.width // attention.heads
@@ -111,6 +109,7 @@ FAMILY = Family(
     architecture="Phi3ForCausalLM",
     read=read,
     write=write,
+    fixed={"hidden_act": "silu"},
     weights=EMBEDDINGS
     + PRE_NORMS
     + rows(

@@ -10,17 +10,14 @@ from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
-from .family import ATTENTION, EMBEDDINGS, MLP, PRE_NORMS, Family, presets
-from .fields import Fields, read_common, read_rope, write_common, write_rope
-from .gemma3 import shortest
+from .family import ATTENTION, EMBEDDINGS, MLP, PLAIN, PRE_NORMS, Family, presets, shortest
+from .fields import Fields, read_common, read_rope, write_common, write_heads, write_rope
 from .qwen3 import read_windows, write_windows
 
 
 def read(c: Fields) -> Spec:
     heads = c.int("num_attention_heads", least=1)
     head_dim, kv_heads = c.int("head_dim", c.int("hidden_size") // heads), c.int("num_key_value_heads", heads)
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     norm, rope = RMSNorm(eps=c.float("rms_norm_eps", 1e-6)), read_rope(c, head_dim)
 
     def attention(window: int | None) -> Attention:
@@ -37,18 +34,13 @@ def read(c: Fields) -> Spec:
 
 def write(spec: Spec, dialect: int) -> dict[str, Any]:
     attention = spec.layers[0].attention
-    fields = write_common(spec) | {
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
+    return write_common(spec) | {
+        **write_heads(spec),
         **write_rope(attention.rope, dialect),
         **write_windows(spec),
-        "attention_dropout": 0.0,
         "intermediate_size": spec.mlp[0].ffn,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
-    derived = attention.head_dim == spec.width // attention.heads
-    return fields if derived else fields | {"head_dim": attention.head_dim}
 
 
 def size(width: int, ffn: int, depth: int, heads: int, kv_heads: int, vocab: int = 152_064, tied: bool = False) -> Spec:
@@ -85,6 +77,7 @@ FAMILY = Family(
     architecture="Qwen2ForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + MLP,
     presets=presets("qwen2", SIZES),
 )

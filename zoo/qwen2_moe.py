@@ -12,16 +12,13 @@ from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
 from ..layers.router import Router
 from ..layers.weighed import WeighedMLP
-from .family import ATTENTION, EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PLAIN, PRE_NORMS, Family, presets
 from .fields import GLOBAL, Fields, read_common, read_rope, write_common, write_rope
 from .hybrid import SHARED
 
 
 def read(c: Fields) -> Spec:
     depth, step = c.int("num_hidden_layers"), c.int("decoder_sparse_step", 1, least=1)
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
-    c.only("use_sliding_window", False)
     c.only("layer_types", [GLOBAL] * depth)
     c.taken |= {"sliding_window", "max_window_layers"}  # inert without windows
     heads, norm = c.int("num_attention_heads", least=1), RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
@@ -58,8 +55,6 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "num_key_value_heads": attention.kv_heads,
         **write_rope(attention.rope, dialect),
         "qkv_bias": bool(attention.bias),
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
         "intermediate_size": 5632 if plain is None else plain.ffn,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [i for i, mlp in enumerate(mlps) if mlp == plain],
@@ -68,7 +63,6 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "norm_topk_prob": moe.router.renormalise,
         "moe_intermediate_size": moe.ffn,
         "shared_expert_intermediate_size": moe.shared.ffn if moe.shared else 0,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
     derived = attention.head_dim == spec.width // attention.heads
@@ -106,6 +100,7 @@ FAMILY = Family(
     architecture="Qwen2MoeForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN | {"use_sliding_window": False},
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + MLP + EXPERTS + SHARED,
     fused=FUSED_EXPERTS,
     presets=presets("qwen2_moe", SIZES),

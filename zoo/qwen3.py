@@ -1,6 +1,4 @@
-"""Qwen3 (Qwen team 2025, arXiv 2505.09388): grouped-query attention with QK-norm per head; and Qwen3-MoE, softmax-
-routed experts, none shared.
-"""
+"""Qwen3 (Qwen team 2025, arXiv 2505.09388): grouped-query attention with QK-norm per head."""
 
 from typing import Any
 
@@ -8,11 +6,9 @@ from ..layers.attention import Attention
 from ..layers.block import pre_norm
 from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
-from ..layers.moe import MoE
 from ..layers.norms import QKNorm, RMSNorm
 from ..layers.rope import Rope
-from ..layers.router import Router
-from .family import ATTENTION, EMBEDDINGS, EXPERTS, FUSED_EXPERTS, HEAD_NORMS, MLP, PRE_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, HEAD_NORMS, MLP, PLAIN, PRE_NORMS, Family, presets, shortest
 from .fields import Fields, layer_types, layer_windows, read_common, read_rope, write_common, write_rope
 
 
@@ -31,7 +27,7 @@ def read_attention(c: Fields, norm: RMSNorm, window: int | None) -> Attention:
 
 
 def write_attention(spec: Spec, dialect: int) -> dict[str, Any]:
-    attention = spec.attention[-1] if spec.attention[-1] is not Ellipsis else spec.attention[0]
+    attention = spec.layers[-1].attention
     return {
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
@@ -44,17 +40,11 @@ def write_attention(spec: Spec, dialect: int) -> dict[str, Any]:
     }
 
 
-# --- dense -----------------------------------------------------------------------------------------------------------
-
-
 def read(c: Fields) -> Spec:
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
-    attention = tuple(read_attention(c, norm, window) for window in read_windows(c))
     return Spec(
         **read_common(c),
-        attention=attention if len(set(attention)) > 1 else attention[0],
+        attention=shortest(tuple(read_attention(c, norm, window) for window in read_windows(c))),
         mlp=GatedMLP(ffn=c.int("intermediate_size")),
         block=pre_norm(norm),
         final_norm=norm,
@@ -112,11 +102,12 @@ def size(width: int, ffn: int, depth: int, heads: int, kv_heads: int, head_dim: 
     )
 
 
-DENSE = Family(
+FAMILY = Family(
     name="qwen3",
     architecture="Qwen3ForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + HEAD_NORMS + MLP,
     presets=presets(
         "qwen3",
@@ -128,78 +119,6 @@ DENSE = Family(
             "qwen3-14b": size(5120, 17408, 40, 40, 8),
             "qwen3-32b": size(5120, 25600, 64, 64, 8),
             "qwen3-nano": size(192, 512, 6, 6, 2, 32).replace(vocab=257, bos_id=256, eos_ids=(256,)),
-        },
-    ),
-)
-
-
-# --- experts ---------------------------------------------------------------------------------------------------------
-
-
-def read_moe(c: Fields) -> Spec:
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
-    c.only("use_sliding_window", False)
-    for inert_without_window in ("sliding_window", "max_window_layers"):
-        c.taken.add(inert_without_window)
-    norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
-    depth, step = c.int("num_hidden_layers"), c.int("decoder_sparse_step", 1, least=1)
-    dense = c.list("mlp_only_layers", [])
-    experts = c.int("num_local_experts", c.int("num_experts", 128))
-    router = Router(top_k=c.int("num_experts_per_tok", 8), renormalise=c.bool("norm_topk_prob", False))
-    moe = MoE(experts=experts, ffn=c.int("moe_intermediate_size", 768), router=router)
-    plain = GatedMLP(ffn=c.int("intermediate_size"))
-    mlp = tuple(plain if i in dense or (i + 1) % step else moe for i in range(depth))
-    return Spec(
-        **read_common(c),
-        attention=read_attention(c, norm, None),
-        mlp=mlp if len(set(mlp)) > 1 else mlp[0],
-        block=pre_norm(norm),
-        final_norm=norm,
-    )
-
-
-def write_moe(spec: Spec, dialect: int) -> dict[str, Any]:
-    mlps = [layer.mlp for layer in spec.layers]
-    moe = next(mlp for mlp in mlps if isinstance(mlp, MoE))
-    plain = next((mlp for mlp in mlps if isinstance(mlp, GatedMLP)), None)
-    return (
-        write_common(spec)
-        | write_attention(spec, dialect)
-        | {
-            "intermediate_size": 6144 if plain is None else plain.ffn,
-            "use_sliding_window": False,
-            "sliding_window": None,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [i for i, mlp in enumerate(mlps) if mlp is plain or mlp == plain],
-            "num_local_experts" if dialect >= 5 else "num_experts": moe.experts,
-            "num_experts_per_tok": moe.router.top_k,
-            "norm_topk_prob": moe.router.renormalise,
-            "moe_intermediate_size": moe.ffn,
-        }
-    )
-
-
-def moe_size(
-    width: int, ffn: int, depth: int, heads: int, kv_heads: int, head_dim: int = 128, experts: int = 128, top_k: int = 8
-) -> Spec:
-    moe = MoE(experts=experts, ffn=ffn, router=Router(top_k=top_k))
-    return size(width, ffn, depth, heads, kv_heads, head_dim).replace(mlp=moe)
-
-
-MOE = Family(
-    name="qwen3_moe",
-    architecture="Qwen3MoeForCausalLM",
-    read=read_moe,
-    write=write_moe,
-    weights=EMBEDDINGS + PRE_NORMS + ATTENTION + HEAD_NORMS + MLP + EXPERTS,
-    fused=FUSED_EXPERTS,
-    presets=presets(
-        "qwen3_moe",
-        {
-            "qwen3-30b-a3b": moe_size(2048, 768, 48, 32, 4),
-            "qwen3-235b-a22b": moe_size(4096, 1536, 94, 64, 4),
-            "qwen3-moe-nano": moe_size(192, 96, 6, 6, 2, 32, 16, 4).replace(vocab=257, bos_id=256, eos_ids=(256,)),
         },
     ),
 )

@@ -1,5 +1,6 @@
 """Qwen3-Next (Qwen team 2025): three layers of Gated DeltaNet to one of gated attention with a quarter of rope; many
-small experts beside one shared, which each token weighs.
+small experts beside one shared, which each token weighs. A module of multi-token prediction, whose layer is one of
+gated attention (names and order: vLLM).
 """
 
 from typing import Any
@@ -10,17 +11,18 @@ from ..layers.decoder import Spec
 from ..layers.delta import GatedDelta
 from ..layers.mlp import GatedMLP
 from ..layers.moe import MoE
+from ..layers.mtp import MTP
 from ..layers.norms import QKNorm, RMSNorm
 from ..layers.rope import Rope
 from ..layers.router import Router
 from ..layers.weighed import WeighedMLP
-from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets
+from .family import EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets, shortest
 from .fields import Fields, read_common, read_rope, write_common, write_rope
-from .gemma3 import shortest
 from .hybrid import (
     DELTA,
     GATED,
     LINEAR,
+    MODULE,
     QKVZ,
     QWEN,
     SHARED,
@@ -31,19 +33,25 @@ from .hybrid import (
     write_kinds,
 )
 
+COUNTED = "num_nextn_predict_layers"
+
 
 def read(c: Fields) -> Spec:
     depth, step = c.int("num_hidden_layers"), c.int("decoder_sparse_step", 1, least=1)
     dense, moe = c.list("mlp_only_layers", []), read_experts(c, renormalise=c.bool("norm_topk_prob", True))
     plain = GatedMLP(ffn=c.int("intermediate_size", 5632))
-    return read_mixers(c, tuple(plain if i in dense or (i + 1) % step else moe for i in range(depth)))
+    return read_mixers(c, tuple(plain if i in dense or (i + 1) % step else moe for i in range(depth)), COUNTED, moe)
 
 
-def read_mixers(c: Fields, mlps: tuple[GatedMLP | MoE, ...]) -> Spec:
-    """The model with these MLPs."""
+def read_mixers(c: Fields, mlps: tuple[GatedMLP | MoE, ...], counted: str, mlp: GatedMLP | MoE) -> Spec:
+    """The model with these MLPs.
+
+    counted: the field that counts modules of multi-token prediction; their `mlp`. More than one, of which none is
+    published, would share their norms and are not read."""
     c.only("hidden_act", "silu")
     c.only("attention_bias", False)
     c.only("attention_dropout", 0.0)
+    c.only("use_sliding_window", False)
     eps, head_dim = c.float("rms_norm_eps", 1e-6), c.int("head_dim", 256)
     norm = RMSNorm(eps=eps, zero_centred=True)
     attention = Attention(
@@ -61,6 +69,7 @@ def read_mixers(c: Fields, mlps: tuple[GatedMLP | MoE, ...]) -> Spec:
         mlp=shortest(mlps),
         block=pre_norm(norm),
         final_norm=norm,
+        mtp=MTP(attention=attention, mlp=mlp) if c.int(counted, 0) == 1 else None,
     )
 
 
@@ -78,6 +87,7 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
     plain = [i for i, mlp in enumerate(mlps) if isinstance(mlp, GatedMLP)]
     moe = next(mlp for mlp in mlps if isinstance(mlp, MoE))
     return write_mixers(spec, dialect) | {
+        **({COUNTED: spec.mtp.depth} if spec.mtp else {}),
         "intermediate_size": mlps[plain[0]].ffn if plain else 5632,
         "decoder_sparse_step": 1,
         "mlp_only_layers": plain,
@@ -133,6 +143,11 @@ def size(
     )
 
 
+def predicting(spec: Spec) -> Spec:
+    """The model with a module whose layer is as the last one."""
+    return spec.replace(mtp=MTP(attention=spec.layers[-1].attention, mlp=spec.layers[-1].mlp))
+
+
 def experts(count: int, top_k: int, ffn: int) -> MoE:
     return MoE(experts=count, ffn=ffn, router=Router(top_k=top_k), shared=WeighedMLP(ffn=ffn))
 
@@ -147,14 +162,15 @@ FAMILY = Family(
     architecture="Qwen3NextForCausalLM",
     read=read,
     write=write,
-    weights=EMBEDDINGS + PRE_NORMS + GATED + DELTA + QKVZ + MLP + EXPERTS + SHARED,
+    weights=EMBEDDINGS + PRE_NORMS + GATED + DELTA + QKVZ + MLP + EXPERTS + SHARED + MODULE,
     fused=FUSED_EXPERTS,
+    counted=COUNTED,
     presets=presets(
         "qwen3_next",
         {
-            # Class defaults, which the published config repeats; published: theta, positions and ids of tokens.
-            "qwen3-next-80b-a3b": size(
-                experts(512, 10, 512), width=2048, depth=48, heads=16, kv_heads=2, head_dim=256, delta=DELTA_32
+            # Class defaults, which the published config repeats; published: theta, positions, token ids, the module.
+            "qwen3-next-80b-a3b": predicting(
+                size(experts(512, 10, 512), width=2048, depth=48, heads=16, kv_heads=2, head_dim=256, delta=DELTA_32)
             ),
             "qwen3-next-nano": size(experts(16, 4, 64), **NANO).replace(LETTERS),  # type: ignore[arg-type]
         },

@@ -16,7 +16,6 @@ from .fields import Fields, read_common, read_rope, write_common, write_rope
 
 def read(c: Fields) -> Spec:
     heads, head_dim = c.int("num_attention_heads", 80, least=1), c.int("head_dim", 128)
-    c.only("hidden_act", "silu")
     norm = RMSNorm(eps=c.float("rms_norm_eps", 1e-6))
     bias = ("qkv" if c.bool("attention_bias", True) else "") + ("o" if c.bool("attention_out_bias", False) else "")
     return Spec(
@@ -47,7 +46,6 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "residual_dropout": 0.0,
         "intermediate_size": mlp.ffn,
         "mlp_bias": mlp.bias,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -83,6 +81,7 @@ FAMILY = Family(
     architecture="SeedOssForCausalLM",
     read=read,
     write=write,
+    fixed={"hidden_act": "silu"},
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + MLP,
     inert=frozenset({"attention_dropout", "residual_dropout"}),  # published as 0.1: of training, not of the model
     presets=presets("seed_oss", SIZES),

@@ -11,17 +11,14 @@ from ..layers.decoder import Spec
 from ..layers.mlp import GatedMLP
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
-from .family import ATTENTION, EMBEDDINGS, MLP, PRE_NORMS, Family, presets
+from .family import ATTENTION, EMBEDDINGS, MLP, PLAIN, PRE_NORMS, Family, presets, shortest
 from .fields import Fields, layer_types, layer_windows, read_common, read_rope, write_common, write_rope
-from .gemma3 import shortest
 
 
 def read(c: Fields) -> Spec:
     c = c.over({"rope_theta": 2e6})
     heads, depth = c.int("num_attention_heads", 16, least=1), c.int("num_hidden_layers")
     head_dim = c.int("head_dim", c.int("hidden_size") // heads)
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     norm, every = RMSNorm(eps=c.float("rms_norm_eps", 1e-6)), c.int("no_rope_layer_interval", 4, least=1)
     turned = c.list("no_rope_layers", [int((i + 1) % every != 0) for i in range(depth)])  # 1 where there is rope
     if len(turned) < depth or any(item not in (0, 1) for item in turned):
@@ -63,10 +60,8 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "sliding_window": windows[0] if windows else None,
         "layer_types": layer_types(spec),
         "attention_bias": bool(layers[0].bias),
-        "attention_dropout": 0.0,
         "intermediate_size": mlp.ffn,
         "mlp_bias": mlp.bias,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
     derived = layers[0].head_dim == spec.width // layers[0].heads
@@ -105,6 +100,7 @@ FAMILY = Family(
     architecture="SmolLM3ForCausalLM",
     read=read,
     write=write,
+    fixed=PLAIN,
     weights=EMBEDDINGS + PRE_NORMS + ATTENTION + MLP,
     inert=frozenset({"max_window_layers"}),  # published beside layer_types, and read by nobody
     presets=presets("smollm3", SIZES),

@@ -5,7 +5,10 @@
 The layout spells the tensor's dimensions in the letters of the parameter's name: brackets ( ) merge axes into one
 dimension, and [ ] concatenates what belongs to several parameters, as in DeepSeek's "(H [N V]) C" -> wk_CHN, wv_CHV
 or a fused "[(K G E) (K E) (K E)] D"; parts of no axes take turns, as in gpt-oss's "(F [() ()])". {l} and {e} count
-layers and experts, which are stacked axes of the parameters. A row holds in the layers that have its parameters."""
+layers and experts, which are stacked axes of the parameters. A row holds in the layers that have its parameters.
+
+A module of multi-token prediction has the names of a layer beyond the model's depth, or where rows of parameters
+`mtp_{m}/` say so, names of its own, in which {m} counts the modules."""
 
 import math
 import re
@@ -111,18 +114,18 @@ def entries(spec: Spec, weight_map: Iterable[Row]) -> dict[str, Entry]:
     covered: dict[tuple[Any, ...], str] = {}
     shapes = {leaf.path: leaf.shape for leaf in leaves(spec)}
     weight_map = tuple(weight_map)
-    for base, index, layer in [((), (), None), *_layers(spec)]:
+    for base, index, numbers in [((), (), {}), *_layers(spec), *_modules(spec, weight_map)]:
         for row in weight_map:
-            if ("{l}" in row.name) != (layer is not None):
+            if ("{l}" in row.name, is_of_module(row)) != ("l" in numbers, "m" in numbers):
                 continue
-            paths = [(*base, *parameter.split("/")) for parameter in row.parameters]
+            paths = [(*base, *parameter.format(**numbers).split("/")) for parameter in row.parameters]
             if not all(path in shapes for path in paths):
                 continue
             count = shapes[paths[0]][len(index)] if "{e}" in row.name else 1
             for e in range(count):
                 at = (*index, e) if "{e}" in row.name else index
                 parts = tuple(_part(path, at, shapes[path]) for path in paths)
-                name = row.name.format(l=layer, e=e)
+                name = row.name.format(**numbers, e=e)
                 found[name] = Entry(name, row.layout, _shape(row.layout, parts), parts)
                 for part in parts:
                     key = (part.path, part.place)
@@ -138,11 +141,41 @@ def entries(spec: Spec, weight_map: Iterable[Row]) -> dict[str, Entry]:
     return found
 
 
-def copies(spec: Spec) -> dict[str, str]:
-    """Tensors that a checkpoint holds twice -> those that they repeat: each module of multi-token prediction has the
-    model's embedding and head again.
+EMBEDDING_AGAIN = "mtp_{m}/embed_VD"
+"""In a row: the model's embedding, which a module does not have as a parameter."""
+
+
+def is_of_module(row: Row) -> bool:
+    """Whether it says where a module of multi-token prediction lies, under a name of its own."""
+    return row.parameters[0].startswith("mtp_{m}/")
+
+
+def of_modules(weight_map: Iterable[Row], *renamed: tuple[str, str]) -> tuple[Row, ...]:
+    """The rows of a layer as those of the layer in a module, with these parts of the tensors' names replaced."""
+    found = []
+    for name, layout, parameters in weight_map:
+        for old, new in renamed:
+            name = name.replace(old, new)
+        found.append(Row(name, layout, tuple(f"mtp_{{m}}/layer/{parameter}" for parameter in parameters)))
+    return tuple(found)
+
+
+def modules_in(names: Iterable[str], weight_map: Iterable[Row]) -> int:
+    """How many modules of multi-token prediction these tensors are of, if modules have names of their own."""
+    own = [row.name for row in weight_map if is_of_module(row) and "{e}" not in row.name]
+    known = re.compile("|".join(re.escape(name).replace(r"\{m\}", r"(\d+)") for name in own) or r"(?!)")
+    numbers = [next(filter(None, match.groups()), "0") for match in map(known.fullmatch, names) if match]
+    return 1 + max(map(int, numbers), default=-1)
+
+
+def copies(spec: Spec, weight_map: Iterable[Row]) -> dict[str, str]:
+    """Tensors that a checkpoint holds twice -> those that they repeat: a module of multi-token prediction that has the
+    names of a layer has the model's embedding and head again, one with names of its own what its rows say.
     """
     embedding = "model.embed_tokens.weight"
+    if own := [row for row in weight_map if is_of_module(row)]:
+        again = [row.name for row in own if row.parameters == (EMBEDDING_AGAIN,)]
+        return {name.format(m=k): embedding for name in again for k in range(spec.mtp.depth if spec.mtp else 0)}
     of_a_module = {"embed_tokens": embedding, "shared_head.head": embedding if spec.tied else "lm_head.weight"}
     depths = range(spec.depth, spec.depth + (spec.mtp.depth if spec.mtp else 0))
     return {f"model.layers.{i}.{name}.weight": of for i in depths for name, of in of_a_module.items()}
@@ -153,19 +186,25 @@ def and_more(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _layers(spec: Spec) -> list[tuple[tuple[str, ...], tuple[int, ...], int]]:
-    """(path of the layer in the tree, its index in the stack, its depth), in order of depth; modules of multi-token
-    prediction, and the layers in them, come after the last one.
-    """
+def _layers(spec: Spec) -> list[tuple[tuple[str, ...], tuple[int, ...], dict[str, int]]]:
+    """(path of the layer in the tree, its index in the stack, its depth as {l}), in order of depth."""
     places = [
         ((f"run_{r}", f"layer_{p}"), (i,), run.depth_of(p, i))
         for r, run in enumerate(spec.runs)
         for p in range(len(run.period))
         for i in range(run.repeats)
     ]
-    modules = range(spec.mtp.depth if spec.mtp else 0)
-    predicting = [((f"mtp_{k}", *of), (), spec.depth + k) for k in modules for of in ((), ("layer",))]
-    return [*sorted(places, key=lambda place: place[2]), *predicting]
+    return [(path, index, {"l": depth}) for path, index, depth in sorted(places, key=lambda place: place[2])]
+
+
+def _modules(spec: Spec, weight_map: Iterable[Row]) -> list[tuple[tuple[str, ...], tuple[int, ...], dict[str, int]]]:
+    """Modules of multi-token prediction, in the same way; one that has the names of a layer, and the layer in it, comes
+    after the last one.
+    """
+    count = spec.mtp.depth if spec.mtp else 0
+    if any(map(is_of_module, weight_map)):
+        return [((), (), {"m": k}) for k in range(count)]
+    return [((f"mtp_{k}", *of), (), {"l": spec.depth + k}) for k in range(count) for of in ((), ("layer",))]
 
 
 def _part(path: tuple[str, ...], index: tuple[int, ...], shape: tuple[int, ...]) -> Part:

@@ -4,8 +4,25 @@ from typing import Any
 
 import pytest
 
-from archzoo.layers.rope import Linear, Llama3, Rope, Yarn
-from archzoo.zoo.fields import INERT, Fields, read_rope, write_rope
+from archzoo.layers.attention import Attention
+from archzoo.layers.hyper import HyperConnections
+from archzoo.layers.latent import LatentAttention
+from archzoo.layers.norms import RMSNorm
+from archzoo.layers.rope import Linear, Llama3, Proportional, Rope, Yarn
+from archzoo.zoo.configs import spec_from_hf, spec_to_hf
+from archzoo.zoo.family import shortest
+from archzoo.zoo.fields import (
+    INERT,
+    Fields,
+    Names,
+    layer_kinds,
+    read_part,
+    read_rope,
+    read_ropes,
+    write_part,
+    write_rope,
+)
+from archzoo.zoo.registry import FAMILIES, MODELS
 
 ROPES = [
     Rope(dim=8),
@@ -15,6 +32,8 @@ ROPES = [
     Rope(dim=8, scaling=Yarn(factor=4.0, original_length=128)),
     Rope(dim=8, scaling=Yarn(factor=40.0, original_length=64, fast=16.0, slow=2.0, mscale=0.7, mscale_all_dim=1.2)),
     Rope(dim=8, scaling=Yarn(factor=2.0, original_length=32, attention_factor=1.5, truncate=False)),
+    Rope(dim=8, theta=1e6, scaling=Proportional(share=0.25)),
+    Rope(dim=8, scaling=Proportional(share=0.5, factor=8.0)),
 ]
 
 
@@ -169,3 +188,74 @@ def test_what_is_taken_through_defaults_counts_as_taken() -> None:
     with_defaults = c.over({"two": 2, "three": 3})
     assert [with_defaults.int(name) for name in ("one", "two", "three")] == [1, 2, 3]
     c.finish(frozenset())
+
+
+# --- what pages say as data ------------------------------------------------------------------------------------------
+
+LATENT: Names = {"heads": "num_attention_heads", "nope_dim": "nope", "value_dim": ("v", 8), "kv_rank": "rank"}
+LATENT |= {"q_rank": ("q_rank", None)}
+STREAMS: Names = {"streams": ("hc_mult", 4), "eps": ("hc_eps", 1e-6)}
+
+
+def test_a_part_is_read_by_the_names_of_its_fields_and_written_back() -> None:
+    config = {"num_attention_heads": 2, "nope": 4, "rank": 5}
+    latent = read_part(Fields(config), LatentAttention, LATENT, rope=Rope(dim=2))
+    assert latent == LatentAttention(heads=2, nope_dim=4, value_dim=8, kv_rank=5, rope=Rope(dim=2))
+    assert write_part(latent, LATENT) == config | {"v": 8, "q_rank": None}
+    streams = read_part(Fields({"hc_eps": 1}), HyperConnections, STREAMS, norm=RMSNorm(eps=1e-3))
+    assert (streams.streams, streams.eps, streams.norm.eps) == (4, 1.0, 1e-3)
+
+
+def test_a_part_takes_fields_of_the_right_type_alone_and_counts_them_as_taken() -> None:
+    c = Fields({"num_attention_heads": 2, "nope": 4, "rank": 5, "twist": 1})
+    read_part(c, LatentAttention, LATENT, rope=Rope(dim=2))
+    with pytest.raises(ValueError, match=r"'twist'.* is unknown"):
+        c.finish(frozenset())
+    with pytest.raises(ValueError, match="'nope' is 'four'; it takes an integer"):
+        read_part(Fields({"num_attention_heads": 2, "nope": "four"}), LatentAttention, LATENT, rope=Rope(dim=2))
+    with pytest.raises(ValueError, match="'hc_eps' is True; it takes a finite number"):
+        read_part(Fields({"hc_eps": True}), HyperConnections, STREAMS)
+
+
+def test_layers_are_of_known_kinds_one_each() -> None:
+    c = Fields({"num_hidden_layers": 3, "kinds": ["a", "b", "a"], "few": ["a"], "odd": ["a", "b", ["a"]]})
+    assert layer_kinds(c, "kinds", [], ("a", "b")) == ("a", "b", "a")
+    assert layer_kinds(c, "absent", ["b"] * 3, ("a", "b")) == ("b", "b", "b")
+    for name in ("few", "odd"):
+        with pytest.raises(ValueError, match=f"'{name}' must be 3 of 'a' and 'b', not "):
+            layer_kinds(c, name, [], ("a", "b"))
+
+
+def test_each_kind_of_layer_has_a_rope_of_its_own_in_either_dialect() -> None:
+    thetas = {"full": ("rope_theta", 1e6), "local": ("local_theta", 1e4)}
+    stretched = {"full": Rope(dim=8, theta=5e5, scaling=Linear(factor=8.0)), "local": Rope(dim=8, theta=2e4)}
+    length, linear = {"max_position_embeddings": 64}, {"rope_type": "linear", "factor": 8.0}
+    old = length | {"rope_theta": 5e5, "local_theta": 2e4, "rope_scaling": linear}
+    full, local = linear | {"rope_theta": 5e5}, {"rope_type": "default", "rope_theta": 2e4}
+    new = length | {"rope_parameters": {"full": full, "local": local}}
+    for config in (old, new):
+        c = Fields(config)
+        assert read_ropes(c, 8, thetas) == stretched
+        c.finish(frozenset())
+    assert read_ropes(Fields(length), 8, thetas) == {"full": Rope(dim=8, theta=1e6), "local": Rope(dim=8)}
+    with pytest.raises(ValueError, match=r"'rope_parameters\.other'.* a rope for each kind of layer"):
+        read_ropes(Fields(length | {"rope_parameters": {"other": full}}), 8, thetas)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.fixed])
+def test_a_field_that_takes_one_value_is_written_so_and_refused_otherwise(name: str) -> None:
+    family = FAMILIES[name]
+    spec = next(spec for preset, spec in MODELS.items() if preset in family.presets and preset.endswith("-nano"))
+    config = spec_to_hf(spec)
+    assert {field: config[field] for field in family.fixed} == family.fixed
+    for field, value in family.fixed.items():
+        other = 7 if value in (True, False, None) or isinstance(value, (int, float)) else "other"
+        with pytest.raises(ValueError, match=f"config field '{field}' is {other!r}, which is not supported"):
+            spec_from_hf(config | {field: other})
+
+
+def test_the_shortest_pattern_repeats_to_the_same_layers() -> None:
+    a, b = (Attention(heads=heads, kv_heads=1, head_dim=4) for heads in (1, 2))
+    assert shortest([a, a, a]) == (a,)
+    assert shortest((a, b, a, b, a)) == (a, b)
+    assert shortest([a, a, b]) == (a, a, b)

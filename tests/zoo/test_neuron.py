@@ -1,4 +1,6 @@
-"""Every family's training step, prefill and decoding pass the Neuron check, by the execution's target alone."""
+"""Every family's initialisation, training step, prefill and decoding pass the Neuron check, by the execution's target
+alone.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +29,7 @@ def refused(case: Case, execution: Execution, mesh: str = "") -> Mapping[str, An
     return found
 
 
-NOTHING: dict[str, list[Any]] = {"train": [], "prefill": [], "decode": [], "sample": []}
+NOTHING: dict[str, list[Any]] = {"init": [], "train": [], "prefill": [], "decode": [], "sample": []}
 
 
 @pytest.mark.parametrize("case", [case for case in FIRST if case.family in QUICK], ids=lambda case: case.family)

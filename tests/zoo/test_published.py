@@ -1,12 +1,13 @@
 """Published configs are the presets of their names and come back field for field; presets have the published sizes."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from archzoo import FAMILIES, MODELS, spec_from_hf, spec_to_hf
-from archzoo.zoo.weights import entries
+from archzoo.zoo.weights import copies, entries
 
 from .cases import ONE_DIALECT
 from .published import DEEPSEEK_V3, GEMMA3_27B, GEMMA3_270M, KIMI_K2, PUBLISHED
@@ -14,7 +15,11 @@ from .published import DEEPSEEK_V3, GEMMA3_27B, GEMMA3_270M, KIMI_K2, PUBLISHED
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_config_is_the_preset_of_its_name(name: str) -> None:
-    assert spec_from_hf(PUBLISHED[name], text_only=True) == MODELS[name]
+    spec, preset = spec_from_hf(PUBLISHED[name], text_only=True), MODELS[name]
+    counted = FAMILIES[spec.hf.family].counted if spec.hf else ""
+    if counted and counted not in PUBLISHED[name].get("text_config", PUBLISHED[name]):
+        preset = preset.replace(mtp=None)  # such a checkpoint's own tensors tell
+    assert (spec, spec.layers) == (preset.replace(attention=spec.attention, mlp=spec.mlp), preset.layers)
 
 
 def test_the_smallest_gemma_is_its_preset_but_for_the_end_of_a_chat_turn() -> None:
@@ -61,6 +66,36 @@ def test_sizes_are_the_published_ones() -> None:
     assert MODELS["llama3.1-8b"].param_count() == 8_030_261_248
     assert MODELS["deepseek-v3"].param_count() == 671_026_419_200
     assert round(MODELS["deepseek-v3"].active_param_count() / 1e9, 2) == 37.55
+
+
+CHECKPOINTS = {
+    "glm-4.7-flash": (9_703, 31_221_488_576),
+    "kimi-linear-48b-a3b": (20_493, 49_122_681_728),
+    "qwen3-next-80b-a3b": (75_944, 81_324_862_720),
+    "qwen3.6-27b": (1_199, 27_781_427_952),
+}
+"""How many tensors and numbers the published checkpoint of a preset holds, modules of multi-token prediction and what
+they repeat of the model included.
+"""
+
+
+def of_vision(width: int) -> tuple[int, int]:
+    """Tensors and numbers of Qwen's vision model, which writes to a language model of this width."""
+    d, ffn, places, patch, merged = 1152, 4304, 2304, 3 * 2 * 16 * 16, 4 * 1152
+    block = (d * d + d) + (3 * d * d + 3 * d) + (d * ffn + ffn) + (ffn * d + d) + 4 * d
+    merger = (merged * merged + merged) + (merged * width + width) + 2 * d
+    return 27 * 12 + 6 + 3, 27 * block + merger + (patch * d + d) + places * d
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_preset_has_as_many_tensors_and_numbers_as_its_published_checkpoint(name: str) -> None:
+    spec = MODELS[name]
+    assert spec.hf is not None
+    rows = FAMILIES[spec.hf.family].weights
+    tensors, again = entries(spec, rows), copies(spec, rows)
+    numbers = spec.param_count(mtp=True) + sum(math.prod(tensors[of].shape) for of in again.values())
+    vision = of_vision(spec.width) if "vision_config" in PUBLISHED[name] else (0, 0)
+    assert (len(tensors) + len(again) + vision[0], numbers + vision[1]) == CHECKPOINTS[name]
 
 
 def test_the_largest_preset_has_every_tensor_and_number_of_its_published_checkpoint() -> None:

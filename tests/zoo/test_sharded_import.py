@@ -45,6 +45,15 @@ for directory in (published, fused):
     jax.tree.map(np.testing.assert_array_equal, params, plain)
 split = flat["run_0", "layer_1", "mlp", "w_gate_XFD"].addressable_shards[0].data.shape
 assert split == (1, 6, 12, 32), split
+
+piece, held = huggingface._piece, len(jax.live_arrays())
+
+def counted(leaf, index):
+    found = piece(leaf, index)
+    assert len(jax.live_arrays()) == held, "more on the devices than before"
+    return found
+
+huggingface._piece = counted
 save_hf(out, spec, params)
 """
 

@@ -32,6 +32,35 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "swa_rope_theta": 10000,
         "v_head_dim": 16,
     },
+    "mimo_v2_flash_published_names": {key: value for key, value in MIMO.items() if key != "rms_norm_eps"}
+    | FOUR
+    | dense(32, 40, 3, 4, 2, 89, head_dim=12)
+    | experts(6, 2, 16)
+    | {
+        "add_full_attention_sink_bias": False,
+        "add_swa_attention_sink_bias": True,
+        "attention_chunk_size": 4,
+        "attention_value_scale": 0.707,
+        "hybrid_block_size": None,
+        "hybrid_layer_pattern": [0, 1, 1],
+        "layernorm_epsilon": 1e-05,
+        "moe_layer_freq": [0, 1, 1],
+        "n_shared_experts": None,
+        "partial_rotary_factor": 0.334,
+        "rope_scaling": None,
+        "rope_theta": 5000000,
+        "routed_scaling_factor": None,
+        "scoring_func": "sigmoid",
+        "sliding_window": 4,
+        "sliding_window_size": 4,
+        "swa_head_dim": 12,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
+        "swa_rope_theta": 10000,
+        "swa_v_head_dim": 8,
+        "topk_method": "noaux_tc",
+        "v_head_dim": 8,
+    },
     "mimo_v2_flash_types_bias": MIMO
     | FIVE
     | dense(36, 40, 3, 8, 2, 101, head_dim=12)
