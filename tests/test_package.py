@@ -96,4 +96,5 @@ def test_the_wheel_holds_every_module_of_the_tree(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     tree = {f"archzoo/{path.as_posix()}" for path in MODULES}
-    assert packed == tree | {"archzoo/__init__.py", "archzoo/cli.py", "archzoo/py.typed"}
+    data = {"archzoo/py.typed", "archzoo/zoo/listed.json"}
+    assert packed == tree | data | {"archzoo/__init__.py", "archzoo/cli.py"}

@@ -40,9 +40,11 @@ MESHES = (
     "tensor=4,sequence=2",
     "data=2,fsdp=2,tensor=2",
 )
-SIXTEEN = ("data=2,fsdp=2,expert=2,tensor=2", "fsdp=8,tensor=2")
-STEPPED = (MESHES[0], "fsdp=2,expert=4", "data=2,expert=2,tensor=2", *SIXTEEN)
-"""Where a whole step is compiled too, with Muon, for what it holds."""
+SIXTEEN = ("data=2,fsdp=2,expert=2,tensor=2", "fsdp=2,expert=4,tensor=2", "fsdp=8,tensor=2")
+STEPPED = (MESHES[0], "fsdp=2,expert=4", "data=2,expert=2,tensor=2", *SIXTEEN[1:])
+"""Where a whole step is compiled too, with Muon, for what it holds. Not where a device has two whole layers of half of
+the experts, which have the size that tells all experts of one.
+"""
 
 RATE = 0.01
 """With ten times as much, five steps part by themselves: experts' choices turn (5e-2 apart, of qwen3_moe)."""
