@@ -15,7 +15,7 @@ from ..layers.moe import MoE
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope, Yarn
 from ..layers.router import Router
-from .deepseek_v4_names import IN_MEMORY, PUBLISHED
+from .deepseek_v4_names import IN_MEMORY, WRITTEN
 from .family import PLAIN, Family, presets, shortest
 from .fields import (
     Fields,
@@ -170,7 +170,7 @@ FAMILY = Family(
     read=read,
     write=write,
     fixed=FIXED,
-    weights=PUBLISHED,
+    weights=WRITTEN,
     fused=IN_MEMORY,
     inert=frozenset({"expert_dtype"}),
     presets=presets(

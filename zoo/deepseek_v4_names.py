@@ -1,4 +1,6 @@
-"""Where DeepSeek-V4's tensors lie: under the names of the published checkpoint, and under those of transformers."""
+"""Where DeepSeek-V4's tensors lie: under the names that transformers writes, and under those that it has in memory.
+
+The former are nearly the published ones, with `model.` before them; deepseek_v4_hub.py has the differences."""
 
 from .family import FUSED_EXPERTS
 from .weights import rows
@@ -54,17 +56,17 @@ _NAMES = (
     ("ffn.shared_experts.w3.weight", "mlp.shared_experts.up_proj.weight", "F D", "mlp/shared/w_up_DF"),
     ("ffn.shared_experts.w2.weight", "mlp.shared_experts.down_proj.weight", "D F", "mlp/shared/w_down_FD"),
 )
-"""Names in a layer as published and as transformers has them in memory, layout, parameter."""
+"""Names in a layer as transformers writes them and as it has them in memory, layout, parameter."""
 
 _EXPERTS = rows(
     ("model.layers.{l}.ffn.experts.{e}.w1.weight", "F D", "mlp/w_gate_XFD"),
     ("model.layers.{l}.ffn.experts.{e}.w3.weight", "F D", "mlp/w_up_XFD"),
     ("model.layers.{l}.ffn.experts.{e}.w2.weight", "D F", "mlp/w_down_XDF"),
 )
-_PUBLISHED, _IN_MEMORY = (
+_WRITTEN, _IN_MEMORY = (
     rows((head, "V D", "head_DV"), *((f"model.layers.{{l}}.{names[which]}", *names[2:]) for names in _NAMES))
     for which, head in enumerate(("head.weight", "lm_head.weight"))
 )
 
-PUBLISHED = _TOP + _PUBLISHED + _EXPERTS
+WRITTEN = _TOP + _WRITTEN + _EXPERTS
 IN_MEMORY = _IN_MEMORY + FUSED_EXPERTS

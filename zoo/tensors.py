@@ -32,6 +32,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError, safe_open
 
+from . import deepseek_v4_hub
+from .mxfp4 import FP4, dequantize_rows, unpack
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 JSON_LIMIT = 100_000_000  # bytes; the library's own limit on a header
@@ -62,7 +65,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Where one tensor lies: `offset` and `size` are bytes, counted from the start of `file`."""
+    """Where one tensor lies: `offset` and `size` are bytes, counted from the start of `file`. Numbers of four bits
+    (FP4) lie two in a byte, and are read into a byte each.
+    """
 
     file: Path
     dtype: np.dtype[Any]
@@ -112,7 +117,8 @@ class Checkpoint:
             except ValueError as error:
                 raise ValueError(f"{entry.file}: tensor {name!r}: {error}; the file changed after opening") from None
             # A header that another writer left unpadded puts the data at an odd address; only then is there a copy.
-            array = np.require(np.asarray(raw).view(entry.dtype).reshape(entry.shape), requirements="A")
+            numbers = unpack(raw) if entry.dtype == FP4 else np.asarray(raw).view(entry.dtype)
+            array = np.require(numbers.reshape(entry.shape), requirements="A")
         array.flags.writeable = False
         return array
 
@@ -126,6 +132,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Opens a Hugging Face directory or one safetensors file; reads headers only.
 
     As in transformers, `model.safetensors` comes before the index; without both, every `*.safetensors` file is a shard.
+    DeepSeek-V4 as published has the names that transformers would write (deepseek_v4_hub.py).
     Raises a ValueError that names file and tensor for anything malformed, missing, doubled or absent from the index,
     a FileNotFoundError where nothing is at `path`.
     """
@@ -159,7 +166,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             put, lies = index.get(name, "nowhere"), found.get(name, "nowhere")
             if put != lies:
                 raise ValueError(f"{root / INDEX}: tensor {name!r} is put in {put}, but lies in {lies}; download again")
-    return Checkpoint(root=root, entries=entries)
+    return Checkpoint(root=root, entries=deepseek_v4_hub.as_written(entries, _of_four_bits))
+
+
+def _of_four_bits(entry: Entry) -> Entry:
+    """A tensor of bytes, each of them two numbers."""
+    return replace(entry, dtype=FP4, shape=(*entry.shape[:-1], 2 * entry.shape[-1]))
 
 
 # --- many tensors at once --------------------------------------------------------------------------------------------
@@ -274,9 +286,12 @@ def dequantize_blocks(
     """DeepSeek-V3's published block float8 (DeepSeek-AI, 2024, section 3.3.2) -> `dtype` [out, in].
 
     `weight` is float8_e4m3fn [out, in], `scale_inv` [ceil(out / block[0]), ceil(in / block[1])]; a value is its weight
-    times its block's scale, multiplied in float32. Blocks at the lower and right edges may be partial.
+    times its block's scale, multiplied in float32. Blocks at the lower and right edges may be partial. Numbers of four
+    bits have a scale for each 32 of a row, whatever the block (mxfp4.py).
     Raises a ValueError that calls the tensors `name` and `name`_scale_inv, as the files do.
     """
+    if weight.dtype == FP4:
+        return dequantize_rows(weight, scale_inv, dtype, name=name)
     height, width = block
     if weight.dtype != DTYPES["F8_E4M3"] or weight.ndim != 2:
         raise ValueError(f"{name}: expected float8_e4m3fn [out, in], got {weight.dtype} {list(weight.shape)}")
