@@ -47,7 +47,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_layer_freq": [0, 1, 1],
         "n_shared_experts": None,
         "partial_rotary_factor": 0.334,
-        "rope_scaling": None,
         "rope_theta": 5000000,
         "routed_scaling_factor": None,
         "scoring_func": "sigmoid",
