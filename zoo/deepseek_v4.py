@@ -15,6 +15,7 @@ from ..layers.moe import MoE
 from ..layers.norms import RMSNorm
 from ..layers.rope import Rope, Yarn
 from ..layers.router import Router
+from .deepseek_v4_hub import as_written
 from .deepseek_v4_names import IN_MEMORY, WRITTEN
 from .family import PLAIN, Family, presets, shortest
 from .fields import (
@@ -172,6 +173,7 @@ FAMILY = Family(
     fixed=FIXED,
     weights=WRITTEN,
     fused=IN_MEMORY,
+    renamed=as_written,
     inert=frozenset({"expert_dtype"}),
     presets=presets(
         "deepseek_v4",

@@ -8,14 +8,13 @@ experts are float8 too. Modules of multi-token prediction, `mtp.`, keep their na
 """
 
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
 
 from .mxfp4 import BLOCK
+from .tensors import Entry, of_four_bits
 
 MARK = "hc_head_fn"
 """A tensor that only these checkpoints have."""
@@ -31,35 +30,21 @@ NAMES = (
 """A name as published, and as transformers writes it; the first that fits. Others are the same, `head.weight` too."""
 
 
-class Stored(Protocol):
-    """What is asked of a tensor in a file."""
-
-    @property
-    def file(self) -> Path: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-S = TypeVar("S", bound=Stored)
-
-
 def written(name: str) -> str:
     """What transformers writes for a published name."""
     found = ((re.fullmatch(pattern, name), new) for pattern, new in NAMES)
     return next((match.expand(new) for match, new in found if match), name)
 
 
-def as_written(entries: Mapping[str, S], unpacked: Callable[[S], S]) -> dict[str, S]:
+def as_written(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     """The tensors of a checkpoint under the names that transformers writes, scales as `X.weight_scale_inv`; other
     checkpoints as they are.
 
-    unpacked: of an int8 tensor, the same as numbers of four bits. Raises ValueError for a tensor that is there under
-    both names, and for integers that are not numbers of four bits."""
+    Raises ValueError for a tensor that is there under both names, and for integers that are not numbers of four bits.
+    """
     if MARK not in entries:
         return dict(entries)
-    found: dict[str, S] = {}
+    found: dict[str, Entry] = {}
     for name, entry in entries.items():
         new = written(name)
         if new != name and new in entries:
@@ -67,11 +52,11 @@ def as_written(entries: Mapping[str, S], unpacked: Callable[[S], S]) -> dict[str
         of_experts = new != name and name.endswith(".weight") and entry.dtype == np.int8
         if of_experts:
             _check_four_bits(name, entry, entries.get(name.removesuffix("weight") + "scale"))
-        found[new] = unpacked(entry) if of_experts else entry
+        found[new] = of_four_bits(entry) if of_experts else entry
     return found
 
 
-def _check_four_bits(name: str, entry: Stored, scales: Stored | None) -> None:
+def _check_four_bits(name: str, entry: Entry, scales: Entry | None) -> None:
     per_row = 2 * entry.shape[-1] / BLOCK if len(entry.shape) == 2 else 0
     expected = (np.dtype(ml_dtypes.float8_e8m0fnu), (*entry.shape[:1], per_row))
     if scales is None or (scales.dtype, scales.shape) != expected:

@@ -7,6 +7,7 @@ from typing import Any
 from ..layers.decoder import Origin, Spec
 from ..layers.pattern import expand
 from .fields import Fields
+from .tensors import Entry
 from .weights import Row, rows
 
 
@@ -30,8 +31,9 @@ class Family:
     fixed: config fields that take one value, the default: others would change the mathematics.
     weights: the tensors of published checkpoints.  fused: rows that replace those of the same parameters in
     checkpoints of transformers 5.  inert: config fields without influence on the mathematics, beyond those of
-    fields.INERT.  counted: the field that counts modules of multi-token prediction, where a published config may leave
-    it out though the checkpoint has them."""
+    fields.INERT.  renamed: gives the tensors of a checkpoint the names of `weights`, where the published ones differ
+    throughout.  counted: the field that counts modules of multi-token prediction, where a published config may leave it
+    out though the checkpoint has them."""
 
     name: str
     architecture: str
@@ -42,6 +44,7 @@ class Family:
     fused: tuple[Row, ...] = ()
     aliases: tuple[str, ...] = ()
     inert: frozenset[str] = frozenset()
+    renamed: Callable[[Mapping[str, Entry]], Mapping[str, Entry]] | None = None
     counted: str = ""
     wrapper: Wrapper | None = None
     presets: Mapping[str, Spec] = field(default_factory=dict)

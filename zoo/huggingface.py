@@ -72,6 +72,8 @@ def load_hf(
     spec = spec_from_hf(directory, ignore, text_only)
     assert spec.hf is not None
     checkpoint, family = open_checkpoint(directory), FAMILIES[spec.hf.family]
+    if family.renamed is not None:
+        checkpoint = replace(checkpoint, entries=family.renamed(checkpoint.entries))
     names = _names(checkpoint, family, tuple(ignore), text_only)
     spec = _with_present_predictor(spec, family, names)
     spec = _without_absent_predictor(spec, family, names, checkpoint.root)

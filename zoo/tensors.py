@@ -32,7 +32,6 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError, safe_open
 
-from . import deepseek_v4_hub
 from .mxfp4 import FP4, dequantize_rows, unpack
 
 SINGLE = "model.safetensors"
@@ -132,7 +131,6 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Opens a Hugging Face directory or one safetensors file; reads headers only.
 
     As in transformers, `model.safetensors` comes before the index; without both, every `*.safetensors` file is a shard.
-    DeepSeek-V4 as published has the names that transformers would write (deepseek_v4_hub.py).
     Raises a ValueError that names file and tensor for anything malformed, missing, doubled or absent from the index,
     a FileNotFoundError where nothing is at `path`.
     """
@@ -166,10 +164,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             put, lies = index.get(name, "nowhere"), found.get(name, "nowhere")
             if put != lies:
                 raise ValueError(f"{root / INDEX}: tensor {name!r} is put in {put}, but lies in {lies}; download again")
-    return Checkpoint(root=root, entries=deepseek_v4_hub.as_written(entries, _of_four_bits))
+    return Checkpoint(root=root, entries=entries)
 
 
-def _of_four_bits(entry: Entry) -> Entry:
+def of_four_bits(entry: Entry) -> Entry:
     """A tensor of bytes, each of them two numbers."""
     return replace(entry, dtype=FP4, shape=(*entry.shape[:-1], 2 * entry.shape[-1]))
 
