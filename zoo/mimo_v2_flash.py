@@ -1,9 +1,9 @@
 """MiMo-V2-Flash (Xiaomi 2025): five windowed layers, with sinks and twice the key heads, to one that sees all; values
 narrower than keys; rope on a third of a head; experts behind a sigmoid router with a selection bias, none shared.
 
-Three modules of multi-token prediction, each a windowed layer with a dense MLP. Names: the checkpoint's, as vLLM and
-SGLang read it. What they read: SGLang's, which Xiaomi published with the model: the states before the last norm, and no
-module those of another. transformers leaves them out, and names the layers' kinds in ways of its own.
+Three modules of multi-token prediction, each a windowed layer with a dense MLP. They read what they do in SGLang, to
+which Xiaomi gave the model: its states before the last norm, and no module those of another. transformers leaves them
+out, and names the layers' kinds in ways of its own.
 """
 
 from dataclasses import replace
@@ -18,8 +18,8 @@ from ..layers.norms import RMSNorm
 from ..layers.rope import Rope
 from ..layers.router import Router
 from ..layers.unchained import Unchained
-from .deepseek import SHARED, read_experts, write_experts
-from .family import ATTENTION, EMBEDDINGS, EXPERTS, FUSED_EXPERTS, MLP, PRE_NORMS, Family, presets, shortest
+from .deepseek import read_experts, write_experts
+from .family import PLAIN, Family, presets, shortest
 from .fields import (
     GLOBAL,
     LOCAL,
@@ -31,7 +31,7 @@ from .fields import (
     rope_parameters,
     write_common,
 )
-from .weights import of_modules, rows
+from .mimo_v2_flash_names import IN_MEMORY, WEIGHTS
 
 DENSE, SPARSE = "dense", "sparse"
 COUNTED = "num_nextn_predict_layers"
@@ -41,8 +41,6 @@ NO_GROUPS = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0}
 
 def read(c: Fields) -> Spec:
     heads, head_dim, depth = c.int("num_attention_heads"), c.int("head_dim", 192), c.int("num_hidden_layers")
-    c.only("hidden_act", "silu")
-    c.only("attention_dropout", 0.0)
     only_published(c, heads, head_dim)
     both, share = c.nested("rope_parameters"), c.float("partial_rotary_factor", 0.334)
     thetas = {GLOBAL: c.float(THETAS[GLOBAL], 5e6), LOCAL: c.float(THETAS[LOCAL], 1e4)}
@@ -131,12 +129,10 @@ def write(spec: Spec, dialect: int) -> dict[str, Any]:
         "layer_types": layer_types(spec),
         **write_ropes(ropes, share, dialect),
         "attention_bias": bool(any_layer.bias),
-        "attention_dropout": 0.0,
         "intermediate_size": next((mlp.ffn for mlp in mlps if isinstance(mlp, GatedMLP)), 16_384),
         "mlp_layer_types": [SPARSE if isinstance(mlp, MoE) else DENSE for mlp in mlps],
         **({COUNTED: spec.mtp.depth} if spec.mtp else {}),
         **routed,
-        "hidden_act": "silu",
         "rms_norm_eps": spec.final_norm.eps,
     }
 
@@ -147,25 +143,6 @@ def write_ropes(ropes: dict[str, Rope], share: float, dialect: int) -> dict[str,
         return {"rope_parameters": {kind: rope_parameters(rope) | part for kind, rope in ropes.items()}}
     return {THETAS[kind]: rope.theta for kind, rope in ropes.items()} | part
 
-
-VALUES = rows(
-    ("model.layers.{l}.self_attn.v_proj.weight", "(K U) D", "attention/wv_DKU"),
-    ("model.layers.{l}.self_attn.v_proj.bias", "(K U)", "attention/bv_KU"),
-    ("model.layers.{l}.self_attn.o_proj.weight", "D (K G U)", "attention/wo_KGUD"),
-    ("model.layers.{l}.self_attn.attention_sink_bias", "(K G)", "attention/sinks_KG"),
-)
-
-MODULES = rows(
-    ("model.mtp.layers.{m}.enorm.weight", "D", "mtp_{m}/norm_token/scale_D"),
-    ("model.mtp.layers.{m}.hnorm.weight", "D", "mtp_{m}/norm_hidden/scale_D"),
-    ("model.mtp.layers.{m}.eh_proj.weight", "D I", "mtp_{m}/w_ID"),
-    ("model.mtp.layers.{m}.final_layernorm.weight", "D", "mtp_{m}/final_norm/scale_D"),
-)
-MODULES += of_modules(
-    PRE_NORMS + ATTENTION + VALUES + MLP,
-    ("model.layers.{l}.", "model.mtp.layers.{m}."),
-    ("post_attention_layernorm", "pre_mlp_layernorm"),
-)
 
 Sizes = tuple[int, int, int]
 
@@ -204,8 +181,9 @@ FAMILY = Family(
     architecture="MiMoV2FlashForCausalLM",
     read=read,
     write=write,
-    weights=EMBEDDINGS + PRE_NORMS + ATTENTION + VALUES + MLP + EXPERTS + SHARED + MODULES,
-    fused=FUSED_EXPERTS + rows(("model.layers.{l}.self_attn.sinks", "(K G)", "attention/sinks_KG")),
+    fixed=PLAIN,
+    weights=WEIGHTS,
+    fused=IN_MEMORY,
     inert=frozenset({"attention_chunk_size", "hybrid_block_size"}),
     counted=COUNTED,
     presets=presets("mimo_v2_flash", SIZES),
