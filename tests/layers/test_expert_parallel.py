@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from archzoo.layers.bounded import Clamped
 from archzoo.layers.execution import Execution
@@ -157,13 +157,18 @@ def test_tokens_travel_and_experts_do_not(found: dict[str, Any]) -> None:
         assert told["whole"] == [], name
 
 
-@pytest.mark.parametrize(("target", "platform", "ragged"), [("cpu", "cpu", False), ("gpu", "cuda", True)])
-def test_both_exchanges_lower(target: str, platform: str, ragged: bool) -> None:
-    """For a mesh of devices that need not be here; clamped experts, which have no kernel of their own."""
+H100 = AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
+
+
+@pytest.mark.parametrize(
+    ("target", "platform", "device", "ragged"), [("cpu", "cpu", None, False), ("gpu", "cuda", H100, True)]
+)
+def test_both_exchanges_lower(target: str, platform: str, device: Any, ragged: bool) -> None:
+    """For a mesh of devices that need not be here."""
     spec, params = MIXTURES["clamped"], params_of(MIXTURES["clamped"])
     x = jnp.zeros((BATCH, LENGTH, WIDTH))
     run = jax.jit(partial(both_ways, spec, Execution(rules=Rules(), target=target)))
-    mesh = AbstractMesh((8,), ("expert",), axis_types=(AxisType.Auto,))
+    mesh = AbstractMesh((8,), ("expert",), axis_types=(AxisType.Auto,), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         text = run.trace(params, x, x).lower(lowering_platforms=(platform,)).as_text()
     assert ("ragged_all_to_all" in text) == ragged
