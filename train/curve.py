@@ -31,15 +31,7 @@ def loss_curve(title: str, train: Points, heldout: Points, unigram: float) -> st
         joined = " ".join(at(*point) for point in points)
         return f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-linejoin="round" {more}/>'
 
-    def text(x: float, y: float, words: str, more: str = "") -> str:
-        return f'<text x="{x:.1f}" y="{y:.1f}" fill="{INK}" {more}>{html.escape(words)}</text>'
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
-        ' font-family="system-ui, sans-serif" font-size="13">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        text(LEFT, 28, title, 'font-size="16" font-weight="600"'),
-    ]
+    parts = opening(title)
     for tick in marks:
         if low <= tick <= high:
             x, y = at(0, tick).split(",")
@@ -64,6 +56,20 @@ def loss_curve(title: str, train: Points, heldout: Points, unigram: float) -> st
         parts.append(f'<path d="M{left} 24h22" stroke="{colour}" stroke-width="3"/>')
         parts.append(text(left + 30, 28, f"{name} {value:.3f}"))
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def opening(title: str) -> list[str]:
+    """The first parts of a picture, with its title."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
+        ' font-family="system-ui, sans-serif" font-size="13">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        text(LEFT, 28, title, 'font-size="16" font-weight="600"'),
+    ]
+
+
+def text(x: float, y: float, words: str, more: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{INK}" {more}>{html.escape(words)}</text>'
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:

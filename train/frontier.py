@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .curve import BOTTOM, FAINT, HEIGHT, INK, LEFT, RIGHT, TOP, WIDTH, ticks
+from .curve import BOTTOM, FAINT, HEIGHT, INK, LEFT, RIGHT, TOP, WIDTH, opening, text, ticks
 
 FITS, NOT = "#3b6ea5", "#c2410c"
 LABELS, APART, LETTER = 5, 17, 7.5
@@ -51,14 +51,8 @@ def picture(title: str, plans: Sequence[Plan]) -> str:
     def place(plan: Plan, of: str = "least") -> tuple[float, float]:
         return across(plan["bytes"]["peak"] / 1e9), up(plan["estimates"]["seconds"][of])
 
-    def text(x: float, y: float, words: str, more: str = "") -> str:
-        return f'<text x="{x:.1f}" y="{y:.1f}" fill="{INK}" {more}>{html.escape(words)}</text>'
-
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
-        ' font-family="system-ui, sans-serif" font-size="13">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        text(LEFT, 28, title, 'font-size="16" font-weight="600"'),
+        *opening(title),
         text(16, TOP - 14, "seconds a step: at least (dot), at most if nothing overlaps (line)"),
         text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "GB a device, as compiled", 'text-anchor="middle"'),
     ]
