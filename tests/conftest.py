@@ -2,7 +2,9 @@
 that a run leaves behind."""
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +15,25 @@ _FLAGS = ["--xla_backend_optimization_level=0"]
 if metadata.version("jax") < "0.11":
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
+
+
+@pytest.fixture(scope="session")
+def on_devices() -> Callable[..., str]:
+    """(how many, *arguments of Python): what that program prints, with so many virtual devices of a CPU."""
+
+    def run(count: int, *arguments: str) -> str:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+        ran = subprocess.run(
+            [sys.executable, *arguments],
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 0, ran.stderr[-2000:]
+        return ran.stdout
+
+    return run
+
 
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 20_000

@@ -5,10 +5,8 @@ On eight devices of a CPU, which take a process of their own.
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -121,16 +119,8 @@ def whole(text: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    ran = subprocess.run(
-        [sys.executable, __file__],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    told: dict[str, Any] = json.loads(ran.stdout)
+def found(on_devices: Callable[..., str]) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(on_devices(8, __file__))
     return told
 
 

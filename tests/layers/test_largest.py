@@ -1,8 +1,6 @@
 """The largest entries by maxima are those of a sort, and under a mesh they are found without gathering rows."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +33,7 @@ with jax.set_mesh(mesh):
 """
 
 
-def test_rows_stay_on_their_devices() -> None:
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    sorted_, maxima = done.stdout.split()
+def test_rows_stay_on_their_devices(on_devices: Callable[..., str]) -> None:
+    sorted_, maxima = on_devices(4, "-c", PROGRAM).split()
     assert maxima == "False"
     assert sorted_ == "True"  # when this fails, `lax.top_k` will do

@@ -6,11 +6,9 @@ On eight devices of a CPU, which take a process of their own.
 
 import json
 import math
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -177,22 +175,14 @@ def whole(text: str, length: int) -> list[str]:
     return [str(shape) for shape in shapes if length in shape and math.prod(shape) > BATCH * length * WIDTH]
 
 
-def of_a_process(*arguments: str) -> dict[str, Any]:
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    ran = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    told: dict[str, Any] = json.loads(ran.stdout)
+def of_a_process(on_devices: Callable[..., str], *arguments: str) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(on_devices(8, __file__, *arguments))
     return told
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    return of_a_process()
+def found(on_devices: Callable[..., str]) -> dict[str, Any]:
+    return of_a_process(on_devices)
 
 
 def test_devices_that_share_a_sequence_are_one_device(found: dict[str, Any]) -> None:
@@ -202,8 +192,8 @@ def test_devices_that_share_a_sequence_are_one_device(found: dict[str, Any]) -> 
 
 
 @pytest.mark.slow
-def test_more_layers_and_kernels_are_one_device() -> None:
-    found = of_a_process("more")
+def test_more_layers_and_kernels_are_one_device(on_devices: Callable[..., str]) -> None:
+    found = of_a_process(on_devices, "more")
     assert len(found) == len(MORE)
     for name, told in found.items():
         assert told["apart"] < TOLERANCE, (name, told)

@@ -2,9 +2,7 @@
 against counts by hand, of texts in each notation and of a program compiled for eight virtual devices."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -124,16 +122,8 @@ print(json.dumps([dataclasses.astuple(one) for one in found]))
 """
 
 
-def test_a_compiled_program_is_read_as_it_was_written() -> None:
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = {row[0]: row[1:] for row in json.loads(done.stdout.splitlines()[-1])}
+def test_a_compiled_program_is_read_as_it_was_written(on_devices: Callable[..., str]) -> None:
+    found: dict[str, Any] = {row[0]: row[1:] for row in json.loads(on_devices(8, "-c", PROGRAM).splitlines()[-1])}
     part = int(np.prod((8, 16))) * 4
     assert found["all-reduce"] == [part, 7, 2, 2, True]
     assert found["all-to-all"] == [part, 7, 4, 1, True]
