@@ -278,7 +278,8 @@ Muon, gave an array with more of a stack of layers than the device's own part, w
 
 FLOPs of all devices together in the compiled step, relative to one device's. Above 1 is what tensor devices all do
 alike (a router, the products into latents: no axis of theirs lies over tensor) and room for experts' tokens, which is
-in sixteens of rows, of which tiny models have few: the tests hold the numbers to what these two come to, within 5%.
+in sixteens of rows, of which tiny models have few: the tests hold the numbers to what these two come to, within 5%;
+with an expert axis, whose exchange has other room, all but the products of experts.
 Meshes with a sequence axis are left out: this count, by the program's text, does not follow all of their work.
 
 {work}"""
